@@ -67,6 +67,7 @@ def main(args: Args) -> None:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     torch.manual_seed(args.seed)
     tokenizer = stt.Tokenizer(stt.TokenizerConfig(codebook_size=codebook_size)).to(args.device)
+    tokenizer = tokenizer.to(memory_format=torch.channels_last)  # a fifth faster on a CPU
     optimizer = torch.optim.AdamW(tokenizer.parameters(), args.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     step, seconds, saved = 0, 0.0, 0.0
     if args.checkpoint and args.checkpoint.exists():
@@ -82,7 +83,7 @@ def main(args: Args) -> None:
         rate = args.learning_rate * min(1, (step + 1) / 100) * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        frames = stt.moving_mnist(args.batch, 1, size, digits, device=args.device)[:, 0]
+        frames = stt.moving_mnist(args.batch, 1, size, digits, device=args.device)[:, 0].contiguous(memory_format=torch.channels_last)
         logged = stt.training_step(tokenizer, optimizer, frames)
         step += 1
         seconds += time.perf_counter() - start

@@ -81,10 +81,21 @@ def bouncing_square(frames: int = 20, size: int = 64, side: int = 16) -> Float[T
 PROMPT_COLOUR, GENERATED_COLOUR = (90, 111, 143), (214, 106, 19)
 
 
-def _to_bytes(clip: Float[Tensor, "T C H W"]) -> UInt8[np.ndarray, "T H W 3"]:
-    """Frames in [0, 1] as RGB bytes, channels last."""
+def _dashed_rectangle(draw, box: tuple[int, int, int, int], width: int, dash: int = 9, gap: int = 5) -> None:
+    """The border of generated frames on a PIL drawing; `box` holds left, top, right and bottom."""
+    left, top, right, bottom = box
+    for x in range(left, right, dash + gap):
+        for y in (top, bottom - width + 1):
+            draw.rectangle((x, y, min(x + dash, right), y + width - 1), fill=GENERATED_COLOUR)
+    for y in range(top, bottom, dash + gap):
+        for x in (left, right - width + 1):
+            draw.rectangle((x, y, x + width - 1, min(y + dash, bottom)), fill=GENERATED_COLOUR)
+
+
+def _to_bytes(clip: Float[Tensor, "T C H W"]) -> UInt8[np.ndarray, "T H W *rgb"]:
+    """Frames in [0, 1] as bytes, channels last: (T H W 3) for RGB, (T H W) for grey."""
     pixels = clip.detach().cpu().float().mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
-    return pixels.expand(-1, -1, -1, 3).numpy()
+    return (pixels[..., 0] if pixels.shape[-1] == 1 else pixels).numpy()
 
 
 def _named_clips(videos, labels) -> tuple[list[Tensor], list[str]]:
@@ -157,11 +168,10 @@ def film_strip(videos, labels=None, *, prompt_frames: int | None = None, every: 
             generated = prompt_frames is not None and t >= prompt_frames
             left = gap + column * cell_w + (split if generated else 0)
             box = (left, top + text, left + tile_w * scale + 2 * border - 1, top + text + tile_h * scale + 2 * border - 1)
-            if prompt_frames is not None:
-                draw.rectangle(box, outline=GENERATED_COLOUR if generated else PROMPT_COLOUR, width=border)
-            for dash in range(0, 2 * max(cell_w, cell_h), 12) if generated else ():  # cut the line into dashes
-                draw.rectangle((left + dash, box[1], left + dash + 4, box[3]), fill="white") if left + dash + 4 < box[2] else None
-                draw.rectangle((left, box[1] + dash, box[2], box[1] + dash + 4), fill="white") if box[1] + dash + 4 < box[3] else None
+            if prompt_frames is not None and not generated:
+                draw.rectangle(box, outline=PROMPT_COLOUR, width=border)
+            elif generated:
+                _dashed_rectangle(draw, box, border)
             frame = Image.fromarray(pixels[t]).resize((clip.shape[3] * scale, clip.shape[2] * scale), Image.NEAREST)
             picture.paste(frame, (left + border, top + text + border))
     png = io.BytesIO()
@@ -225,7 +235,8 @@ def scrub(videos, labels=None, *, prompt_frames: int | None = None, fps: float =
         raise ValueError(f"fps must be above 0, got {fps}")
     width = width or (256 if len(clips) == 1 else 192 if len(clips) < 4 else 128)
     pixels = [_to_bytes(clip) for clip in clips]
-    frames = [widgets.HTML(_frame_html(pixels, labels, t, prompt_frames, width)) for t in range(longest)]
+    shared = {"layout": widgets.Layout(), "style": widgets.HTML().style}  # one for all frames: small notebooks
+    frames = [widgets.HTML(_frame_html(pixels, labels, t, prompt_frames, width), **shared) for t in range(longest)]
     stack = widgets.Stack(frames, selected_index=0)
     last = longest - 1
     play = widgets.Play(min=0, max=last, interval=round(1000 / fps), repeat=True)
@@ -236,7 +247,7 @@ def scrub(videos, labels=None, *, prompt_frames: int | None = None, fps: float =
     class Scrubber(widgets.VBox):
         def _repr_mimebundle_(self, **kwargs):
             bundle = super()._repr_mimebundle_(**kwargs)
-            strip = film_strip(clips, labels, prompt_frames=prompt_frames, every=max(1, longest // 10), width=800)
+            strip = film_strip(clips, labels, prompt_frames=prompt_frames, every=-(-longest // 10), width=800)
             plain = f"Scrubber of {len(clips)} clip(s), {longest} frames"
             return {**bundle, "image/png": base64.b64encode(strip.data).decode(), "text/plain": plain}
 
@@ -275,16 +286,17 @@ def save_video(path: str | os.PathLike, clip: Float[Tensor, "T C H W"], fps: flo
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == "":
         path.mkdir(exist_ok=True)
-        for old in path.glob("frame_*.png"):
-            old.unlink()
         for t, frame in enumerate(pixels):
             iio.imwrite(path / f"frame_{t:05d}.png", frame)
+        for old in sorted(path.glob("frame_*.png"))[len(pixels) :]:  # left over from a longer clip
+            old.unlink()
         return path
     part = path.with_name(f".{path.name}.part{path.suffix}")
     try:
         if path.suffix.lower() == ".gif":
             iio.imwrite(part, pixels, plugin="pillow", duration=1000 / fps, loop=0)
-        else:  # mp4's colour format needs even sizes: repeat the last row or column
+        else:  # mp4 wants RGB and even sizes: repeat the grey channel, and the last row or column
+            pixels = pixels if pixels.ndim == 4 else np.repeat(pixels[..., None], 3, axis=-1)
             pixels = np.pad(pixels, ((0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2), (0, 0)), mode="edge")
             iio.imwrite(part, pixels, plugin="FFMPEG", fps=fps, codec="libx264", quality=9, macro_block_size=1)
         os.replace(part, path)

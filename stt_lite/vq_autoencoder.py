@@ -20,7 +20,7 @@ from stt_lite.video import check_frames
 
 __all__ = [
     "FiniteScalarQuantizer", "Tokenizer", "TokenizerConfig", "VectorQuantizer", "codebook_usage", "load_tokenizer",
-    "perplexity", "save_tokenizer", "training_step",
+    "perplexity", "save_tokenizer", "training_step", "weights_folder",
 ]
 
 
@@ -413,8 +413,8 @@ def load_tokenizer(name: str | os.PathLike, device: torch.device | str = "cpu") 
         known = sorted(p.name.removesuffix("-tokenizer.safetensors") for p in weights_folder().glob("*-tokenizer.safetensors"))
         if str(name) not in known:
             closest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
-            hint = f"; did you mean {closest[0]!r}?" if closest else ""
-            raise ValueError(f"there is no bundled tokenizer {str(name)!r}{hint} Bundled: {', '.join(known) or 'none'}")
+            hint = f"; did you mean {closest[0]!r}" if closest else ""
+            raise ValueError(f"no bundled tokenizer {str(name)!r}{hint}? Bundled: {', '.join(known) or 'none'}")
         path = weights_folder() / f"{name}-tokenizer.safetensors"
     if path.suffix != ".safetensors":
         raise ValueError(f"weights load from .safetensors files only (a pickle could run any code), got {path.name!r}")
