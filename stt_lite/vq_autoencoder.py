@@ -1,3 +1,4 @@
+# Extracted from notebooks/03_vq_autoencoder.ipynb by "make extract": edit the notebook, not this file.
 """VQ autoencoder: frames to a small grid of discrete latents and back. Built in chapter 03."""
 
 import difflib
@@ -234,7 +235,6 @@ class TokenizerConfig:
             raise ValueError(f"channels must be 1 or 3, got {self.channels}")
         if self.quantizer not in ("vq", "fsq"):
             raise ValueError(f'quantizer must be "vq" or "fsq", got {self.quantizer!r}')
-        object.__setattr__(self, "levels", tuple(self.levels))  # JSON gives back a list
         if self.quantizer == "fsq" and (len(self.levels), math.prod(self.levels)) != (self.latent_channels, self.codebook_size):
             raise ValueError(
                 f"levels must hold latent_channels = {self.latent_channels} numbers whose product is codebook_size = "
@@ -426,7 +426,8 @@ def load_tokenizer(name: str | os.PathLike, device: torch.device | str = "cpu") 
             raise ValueError(f"{path.name} is damaged: expected sha256 {expected}, got {got} ({len(content)} bytes)")
     try:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        tokenizer = Tokenizer(TokenizerConfig(**json.loads(header["__metadata__"]["config"])))
+        config = json.loads(header["__metadata__"]["config"])
+        tokenizer = Tokenizer(TokenizerConfig(**config | {"levels": tuple(config["levels"])}))  # JSON has no tuples
         tokenizer.load_state_dict(safetensors.torch.load(content))
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else ""

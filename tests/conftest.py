@@ -1,0 +1,36 @@
+"""Shared by all tests: stt_lite is imported with its shape annotations checked, and the scripts in book/ import."""
+
+import sys
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "book"), str(ROOT / "tests")]
+
+with install_import_hook("stt_lite", "typechecker.checked"):
+    import stt_lite  # noqa: F401
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's folder."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def notebooks(root) -> list[Path]:
+    """Every chapter, in the book's order."""
+    return sorted((root / "notebooks").glob("[0-9]*.ipynb"))
+
+
+@pytest.fixture
+def unchecked():
+    """Switch the shape annotations' run-time checks off: for tests of the messages that users see without them."""
+    import jaxtyping
+
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,0 +1,366 @@
+"""Chapter 03: the quantizers agree with a library, training resumes exactly, weights load safely."""
+
+import copy
+import json
+import math
+import pickle
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+import vector_quantize_pytorch as library
+
+import stt_lite as stt
+
+SMALL = stt.TokenizerConfig(width=16, codebook_size=32, latent_channels=4)
+
+
+def frames(n=16, seed=0):
+    return stt.moving_mnist(n, 1, 32, 1, seed=seed)[:, 0]
+
+
+@pytest.fixture
+def tokenizer():
+    torch.manual_seed(0)
+    return stt.Tokenizer(SMALL)
+
+
+# --- the vector quantizer against vector-quantize-pytorch's Euclidean codebook
+
+
+def test_vector_quantizer_equals_the_library():
+    torch.manual_seed(0)
+    ours = stt.VectorQuantizer(64, 8, decay=0.8, dead_below=0.0, kmeans_iterations=0)
+    theirs = library.VectorQuantize(
+        dim=8, codebook_size=64, decay=0.8, eps=1e-5, threshold_ema_dead_code=0, kmeans_init=False, commitment_weight=1.0
+    )
+    book = torch.randn(64, 8)
+    ours.codebook.copy_(book), ours.total.copy_(book), ours.usage.fill_(1.0)
+    inner = theirs._codebook
+    inner.embed.data.copy_(book[None]), inner.embed_avg.data.copy_(book[None]), inner.cluster_size.data.fill_(1.0)
+    for step in range(5):
+        z = torch.randn(3, 8, 5, 5)
+        quantized, indices, commitment = ours(z)
+        expected, expected_indices, expected_loss = theirs(z.permute(0, 2, 3, 1).reshape(3, 25, 8))
+        assert torch.equal(indices.flatten(1), expected_indices)
+        torch.testing.assert_close(quantized.flatten(2).transpose(1, 2), expected, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(commitment, expected_loss.squeeze(), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(ours.codebook, inner.embed[0], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(ours.usage, inner.cluster_size[0], atol=1e-5, rtol=1e-5)
+    assert (ours.codebook - book).abs().max() > 0.1  # it did move
+
+
+def test_nearest_is_the_nearest():
+    quantizer = stt.VectorQuantizer(50, 6)
+    quantizer.codebook.normal_()
+    z = torch.randn(200, 6)
+    assert torch.equal(quantizer.nearest(z), torch.cdist(z.double(), quantizer.codebook.double()).argmin(1))
+
+
+def test_gradient_passes_straight_through():
+    quantizer = stt.VectorQuantizer(16, 4).eval()
+    z = torch.randn(2, 4, 3, 3, requires_grad=True)
+    weights = torch.randn(2, 4, 3, 3)
+    quantized, _, commitment = quantizer(z)
+    (quantized * weights).sum().backward()
+    assert torch.equal(z.grad, weights)
+    z.grad = None
+    quantizer(z)[2].backward()
+    torch.testing.assert_close(z.grad, 2 * (z - quantized).detach() / z.numel())  # pulls to the codeword, mean over all
+
+
+@pytest.mark.parametrize("levels", [(8, 8, 4), (5, 5, 5, 5), (2, 3)])
+def test_fsq_rounds_to_its_levels_and_back(levels):
+    fsq = stt.FiniteScalarQuantizer(levels)
+    z = torch.randn(3, len(levels), 9, 9) * 2
+    z.requires_grad_()
+    quantized, indices, loss = fsq(z)
+    assert loss == 0 and fsq.codebook_size == math.prod(levels)
+    assert 0 <= indices.min() and indices.max() < fsq.codebook_size
+    torch.testing.assert_close(fsq.codes(indices).movedim(-1, 1), quantized)
+    for channel, count in enumerate(levels):
+        assert quantized[:, channel].unique().numel() <= count
+    everything = fsq.codes(torch.arange(fsq.codebook_size))
+    assert everything.unique(dim=0).shape[0] == fsq.codebook_size and everything.abs().max() <= 1
+    quantized.sum().backward()
+    torch.testing.assert_close(z.grad, 1 - z.detach().tanh() ** 2)  # of the squashing alone: rounding is skipped
+
+
+def test_fsq_with_odd_levels_equals_the_library():
+    """With odd numbers of levels both round tanh(z) onto the same grid (the library shifts even ones)."""
+    theirs = library.FSQ(levels=[5, 7, 5], preserve_symmetry=False)
+    z = torch.randn(2, 3, 6, 6)
+    expected, _ = theirs(z)
+    quantized, _, _ = stt.FiniteScalarQuantizer((5, 7, 5))(z)
+    assert (quantized - expected).abs().median() < 1e-3
+    assert ((quantized - expected).abs() < 1e-3).float().mean() > 0.98  # the library squeezes by 1.001 before rounding
+
+
+# --- codebook life
+
+
+def test_eval_mode_never_changes_the_codebook(tokenizer):
+    tokenizer(frames())
+    before = copy.deepcopy(tokenizer.state_dict())
+    tokenizer.eval()
+    tokenizer(frames(seed=1)), tokenizer.reconstruct(frames(seed=2))
+    assert all(torch.equal(value, before[name]) for name, value in tokenizer.state_dict().items())
+
+
+def test_kmeans_starts_at_the_data():
+    quantizer = stt.VectorQuantizer(4, 2)
+    centres = torch.tensor([[5.0, 5], [-5, 5], [5, -5], [-5, -5]])
+    torch.manual_seed(1)
+    z = (centres.repeat(100, 1) + 0.1 * torch.randn(400, 2)).T.reshape(1, 2, 20, 20)
+    error_before = (z.movedim(1, -1).reshape(-1, 2) - quantizer.codes(quantizer.nearest(z.movedim(1, -1).reshape(-1, 2)))).square().mean()
+    _, _, commitment = quantizer(z)
+    assert quantizer.initialized and commitment < 0.5 * error_before
+
+
+def test_dead_codewords_come_back_to_life():
+    def usage(dead_below):
+        torch.manual_seed(0)
+        quantizer = stt.VectorQuantizer(32, 4, dead_below=dead_below, kmeans_iterations=0, decay=0.9)
+        for _ in range(60):
+            quantizer(torch.randn(4, 4, 8, 8) + 10.0)  # far from every random codeword
+        return stt.codebook_usage(quantizer.eval()(torch.randn(4, 4, 8, 8) + 10.0)[1], 32)
+
+    assert usage(dead_below=0.0) < 0.2 and usage(dead_below=0.1) > 0.9
+
+
+def test_usage_and_perplexity():
+    assert stt.codebook_usage(torch.tensor([[0, 1], [1, 1]]), 8) == 0.25
+    assert stt.perplexity(torch.arange(8), 8) == pytest.approx(8)
+    assert stt.perplexity(torch.zeros(5, dtype=torch.long), 8) == pytest.approx(1)
+    p = torch.tensor([0.75, 0.25], dtype=torch.double)
+    assert stt.perplexity(torch.tensor([0, 0, 0, 1]), 2) == pytest.approx(torch.distributions.Categorical(p).entropy().exp().item())
+
+
+# --- training
+
+
+def run(tokenizer, optimizer, steps):
+    for _ in range(steps):
+        stt.training_step(tokenizer, optimizer, stt.moving_mnist(8, 1, 32, 1)[:, 0])
+
+
+def test_training_reduces_the_error(tokenizer):
+    optimizer = torch.optim.AdamW(tokenizer.parameters(), 3e-3)
+    first = stt.training_step(tokenizer, optimizer, frames())
+    run(tokenizer, optimizer, 60)
+    last = stt.training_step(tokenizer, optimizer, frames())
+    assert last["reconstruction"] < 0.7 * first["reconstruction"]
+
+
+def test_every_parameter_gets_a_gradient(tokenizer):
+    reconstruction, _, commitment = tokenizer(frames())
+    (reconstruction.square().mean() + commitment).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in tokenizer.parameters())
+
+
+def test_resumed_training_is_bit_identical(tokenizer, tmp_path):
+    optimizer = torch.optim.AdamW(tokenizer.parameters(), 3e-3)
+    run(tokenizer, optimizer, 4)
+    stt.save_tokenizer(tokenizer, tmp_path / "half.safetensors")
+    adam, rng = copy.deepcopy(optimizer.state_dict()), torch.get_rng_state()
+    run(tokenizer, optimizer, 4)
+
+    torch.manual_seed(99)
+    resumed = stt.load_tokenizer(tmp_path / "half.safetensors").train()
+    optimizer = torch.optim.AdamW(resumed.parameters(), 3e-3)
+    optimizer.load_state_dict(adam), torch.set_rng_state(rng)
+    run(resumed, optimizer, 4)
+    for name, value in tokenizer.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_loss_is_what_the_chapter_says(tokenizer):
+    x = frames(8)
+    twin = copy.deepcopy(tokenizer)
+    torch.manual_seed(1)
+    logged = stt.training_step(tokenizer, torch.optim.SGD(tokenizer.parameters(), 0.0), x)
+    torch.manual_seed(1)
+    x_hat, indices, commitment = twin(x)
+    error = (x - x_hat).square().sum() / 8
+    assert logged["reconstruction"] == pytest.approx(error.item(), rel=1e-5)
+    assert logged["loss"] == pytest.approx((error / 64 + 0.25 * commitment).item(), rel=1e-5)
+    assert logged["perplexity"] == pytest.approx(stt.perplexity(indices, 32))
+
+
+def test_nan_stops_training_with_its_reason(tokenizer):
+    tokenizer(frames())
+    weights = [p.clone() for p in tokenizer.parameters()]
+    with pytest.raises(FloatingPointError, match="the loss is nan: lower the learning rate"):
+        stt.training_step(tokenizer, torch.optim.AdamW(tokenizer.parameters()), torch.full((8, 1, 32, 32), float("nan")))
+    assert all(torch.equal(a, b) for a, b in zip(weights, tokenizer.parameters()))
+
+
+def test_quantizer_stays_in_float32_under_autocast(tokenizer):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        reconstruction, _, commitment = tokenizer(frames())
+    assert tokenizer.quantizer.codebook.dtype == commitment.dtype == torch.float32
+    assert reconstruction.isfinite().all()
+
+
+# --- shapes and bad input
+
+
+@pytest.mark.parametrize("downsample, channels, h, w", [(4, 1, 32, 32), (2, 3, 16, 24), (8, 3, 64, 32), (16, 1, 32, 48)])
+def test_shapes(downsample, channels, h, w):
+    config = stt.TokenizerConfig(channels=channels, downsample=downsample, width=32, codebook_size=16, latent_channels=5)
+    tokenizer = stt.Tokenizer(config).eval()
+    clips = torch.rand(2, 3, channels, h, w)
+    latents, indices = tokenizer.quantize(tokenizer.encode(clips[0]))
+    assert latents.shape == (3, 5, h // downsample, w // downsample) and indices.shape == latents[:, 0].shape
+    torch.testing.assert_close(tokenizer.codes(indices), latents)
+    out = tokenizer.decode(latents)
+    assert out.shape == clips[0].shape and out.min() >= 0 and out.max() <= 1
+    torch.testing.assert_close(tokenizer.reconstruct(clips)[0], out)
+
+
+BAD_FRAMES = {
+    "rank": (torch.zeros(1, 2, 1, 32, 32), ValueError, r"frames must have shape \(B C H W\), got 5 dimensions"),
+    "channels": (torch.zeros(2, 3, 32, 32), ValueError, r"frames must have 1 channels in \(B C H W\), got 3"),
+    "size": (torch.zeros(2, 1, 30, 32), ValueError, "divisible by 4, got 30x32"),
+    "range": (torch.full((2, 1, 32, 32), 2.0), ValueError, r"values in \[0, 1\], got values from 2 to 2"),
+    "dtype": (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), TypeError, "floating point.*got torch.uint8"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FRAMES)
+def test_bad_frames_are_refused(case, tokenizer, unchecked):
+    bad, error, message = BAD_FRAMES[case]
+    with pytest.raises(error, match=message):
+        tokenizer.encode(bad)
+
+
+def test_bad_latents_and_indices_are_refused(tokenizer, unchecked):
+    for call in (tokenizer.decode, tokenizer.quantize):
+        with pytest.raises(ValueError, match=r"latents must have shape \(B D h w\) with D = 4, got \(1, 5, 8, 8\)"):
+            call(torch.zeros(1, 5, 8, 8))
+    with pytest.raises(ValueError, match=r"indices must lie in \[0, 32\), got 0 to 32"):
+        tokenizer.codes(torch.tensor([[[0, 32]]]))
+    with pytest.raises(ValueError, match=r"clips must have shape \(B T C H W\) or \(B C H W\), got \(32, 32\)"):
+        tokenizer.reconstruct(torch.zeros(32, 32))
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        ({"downsample": 3}, "downsample must be a power of two of at least 2, got 3"),
+        ({"width": 40}, "width must be a multiple of 16, got 40"),
+        ({"channels": 2}, "channels must be 1 or 3, got 2"),
+        ({"quantizer": "pq"}, 'quantizer must be "vq" or "fsq", got \'pq\''),
+        ({"quantizer": "fsq", "levels": (8, 8)}, "levels must hold latent_channels = 8 numbers whose product is codebook_size = 512"),
+    ],
+)
+def test_bad_configs_are_refused(bad, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        stt.TokenizerConfig(**bad)
+
+
+# --- weights
+
+
+def test_saved_and_loaded_are_equal(tokenizer, tmp_path):
+    path = stt.save_tokenizer(tokenizer, tmp_path / "sub" / "mine.safetensors", {"seconds": 3})
+    loaded = stt.load_tokenizer(path)
+    assert loaded.config == tokenizer.config and not loaded.training
+    tokenizer.eval()
+    assert torch.equal(loaded.reconstruct(frames()), tokenizer.reconstruct(frames()))
+    assert json.loads(path.with_suffix(".json").read_text())["seconds"] == 3
+
+
+def test_fsq_tokenizer_saves_and_loads(tmp_path):
+    config = stt.TokenizerConfig(width=16, quantizer="fsq", levels=(5, 5), latent_channels=2, codebook_size=25)
+    loaded = stt.load_tokenizer(stt.save_tokenizer(stt.Tokenizer(config), tmp_path / "f.safetensors"))
+    assert loaded.config == config
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+@pytest.mark.parametrize("record", [True, False])
+def test_damaged_weights_are_refused(tokenizer, tmp_path, damage, record):
+    path = stt.save_tokenizer(tokenizer, tmp_path / "mine.safetensors")
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    else:
+        content[20] ^= 255  # in the header
+    path.write_bytes(content)
+    if not record:
+        path.with_suffix(".json").unlink()
+    with pytest.raises(ValueError, match="is damaged: expected sha256 .*, got " if record else "is not a whole tokenizer file"):
+        stt.load_tokenizer(path)
+
+
+def test_tampered_numbers_are_refused(tokenizer, tmp_path):
+    path = stt.save_tokenizer(tokenizer, tmp_path / "mine.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        stt.load_tokenizer(path)
+
+
+def test_other_safetensors_and_pickles_are_refused(tmp_path):
+    safetensors.torch.save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="other.safetensors is not a whole tokenizer file"):
+        stt.load_tokenizer(tmp_path / "other.safetensors")
+
+    class Bomb:
+        def __reduce__(self):
+            return (sys.exit, ("a pickle was opened",))
+
+    (tmp_path / "weights.pt").write_bytes(pickle.dumps(Bomb()))
+    (tmp_path / "weights.safetensors").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ValueError, match="load from .safetensors files only"):
+        stt.load_tokenizer(tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="weights.safetensors is not a whole tokenizer file"):
+        stt.load_tokenizer(tmp_path / "weights.safetensors")
+
+
+def test_unknown_names_get_the_closest_match(tmp_path):
+    with pytest.raises(ValueError, match="no bundled tokenizer 'moving-mnist-tny'; did you mean 'moving-mnist-tiny'"):
+        stt.load_tokenizer("moving-mnist-tny")
+    with pytest.raises(FileNotFoundError):
+        stt.load_tokenizer(tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match="path must end in .safetensors, got 'a.pt'"):
+        stt.save_tokenizer(stt.Tokenizer(SMALL), tmp_path / "a.pt")
+
+
+def test_a_failed_save_keeps_the_old_file(tokenizer, tmp_path, monkeypatch):
+    path = stt.save_tokenizer(tokenizer, tmp_path / "mine.safetensors")
+    before = path.read_bytes()
+    from pathlib import Path
+
+    def full_disk(self, content):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with torch.no_grad():
+        next(tokenizer.parameters()).add_(1)
+    with pytest.raises(OSError, match="No space left"):
+        stt.save_tokenizer(tokenizer, path)
+    assert path.read_bytes() == before
+
+
+BUNDLES = {"moving-mnist-tiny": (32, 1, 8, 1.2), "moving-mnist": (64, 2, 16, 3.0)}
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_bundled_tokenizers_meet_their_target(name):
+    """Held-out digits: squared error summed per frame, and at least 90% of the codebook in use."""
+    size, digits, grid, target = BUNDLES[name]
+    tokenizer = stt.load_tokenizer(name)
+    clips = stt.moving_mnist(100, 20, size, digits, split="test", seed=1)
+    error = (tokenizer.reconstruct(clips) - clips).square().sum((2, 3, 4)).mean().item()
+    record = json.loads((stt.weights_folder() / f"{name}-tokenizer.json").read_text())
+    assert error == pytest.approx(record["metrics"]["reconstruction_squared_error_per_frame"], rel=0.02)
+    assert error <= target
+    with torch.no_grad():
+        indices = torch.cat([tokenizer.quantize(tokenizer.encode(part))[1] for part in clips.flatten(0, 1).split(256)])
+    assert indices.shape[1:] == (grid, grid)
+    assert stt.codebook_usage(indices, tokenizer.config.codebook_size) >= 0.9
+    file = stt.weights_folder() / f"{name}-tokenizer.safetensors"
+    assert file.stat().st_size <= 20_000_000
