@@ -364,3 +364,14 @@ def test_bundled_tokenizers_meet_their_target(name):
     assert stt.codebook_usage(indices, tokenizer.config.codebook_size) >= 0.9
     file = stt.weights_folder() / f"{name}-tokenizer.safetensors"
     assert file.stat().st_size <= 20_000_000
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_the_books_record_is_that_of_the_bundled_weights(name, root):
+    """book/results/ holds the record that came with the weights, and README's table the figures of that record."""
+    record = (stt.weights_folder() / f"{name}-tokenizer.json").read_text()
+    assert (root / "book" / "results" / f"{name}-tokenizer.json").read_text() == record
+    metrics = json.loads(record)["metrics"]
+    row = next(line for line in (root / "README.md").read_text().splitlines() if line.startswith(f"| `{name}` "))
+    assert f"| {metrics['reconstruction_squared_error_per_frame']:.2f} |" in row
+    assert f"| {metrics['codebook_usage']:.0%} |" in row
