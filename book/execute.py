@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import nbformat
-from nbconvert.preprocessors import ExecutePreprocessor
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor, ExecutePreprocessor
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
@@ -17,7 +17,7 @@ def steady(notebook):
     text = nbformat.writes(notebook)
     for number, identifier in enumerate(state):
         text = text.replace(identifier, f"{number:032x}")
-    notebook = nbformat.reads(text, as_version=4)
+    notebook, _ = CoalesceStreamsPreprocessor().preprocess(nbformat.reads(text, as_version=4), {})
     notebook.metadata["language_info"] = {"name": "python"}
     return notebook
 

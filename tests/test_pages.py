@@ -15,7 +15,9 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
-NAMES = sorted(p.relative_to(PAGES).as_posix() for folder in ("book", "notebooks") for p in (PAGES / folder).rglob("*.html"))
+NAMES = sorted(
+    p.relative_to(PAGES).as_posix() for folder in ("book", "notebooks") for p in (PAGES / folder).rglob("*.html")
+)
 WITH_WIDGETS = [name for name in NAMES if "widget-view+json" in (PAGES / name).read_text(encoding="utf-8")]
 
 

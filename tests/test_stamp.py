@@ -29,7 +29,9 @@ def test_missing_cells_are_inserted_and_stay(root):
 def test_links_follow_the_configured_address(tmp_path, root):
     (tmp_path / "book").mkdir()
     (tmp_path / "book" / "setup_cell.py").write_text((root / "book" / "setup_cell.py").read_text())
-    (tmp_path / "_config.yml").write_text("repository: {url: https://github.com/someone/fork, branch: dev, path_to_book: docs}")
+    (tmp_path / "_config.yml").write_text(
+        "repository: {url: https://github.com/someone/fork, branch: dev, path_to_book: docs}"
+    )
     notebook = new_notebook(cells=[new_markdown_cell("# Title")])
     stamp(notebook, "01_x.ipynb", tmp_path)
     path = "someone/fork/blob/dev/docs/notebooks/01_x.ipynb"
@@ -45,7 +47,9 @@ def test_stale_cells_are_reported_and_rewritten(tmp_path, root):
     for name in ("_config.yml", "book/setup_cell.py"):
         (tmp_path / name).write_text((root / name).read_text())
     path = tmp_path / "notebooks" / "01_x.ipynb"
-    nbformat.write(new_notebook(cells=[new_markdown_cell("# Title"), new_code_cell("old", metadata={"tags": ["setup"]})]), path)
+    nbformat.write(
+        new_notebook(cells=[new_markdown_cell("# Title"), new_code_cell("old", metadata={"tags": ["setup"]})]), path
+    )
     before = path.read_bytes()
     assert stamp_all(tmp_path, write=False) == ["01_x.ipynb"] and path.read_bytes() == before
     assert stamp_all(tmp_path) == ["01_x.ipynb"] and stamp_all(tmp_path) == []
@@ -64,7 +68,9 @@ def test_setup_cell_finds_the_checkout_from_the_notebooks_folder(root):
     # -S: no site-packages, so an installed stt_lite is out of sight; torch is not needed to find the checkout
     finding = setup_text(repository(root), root).split("import torch\n")[0]
     code = f"{finding}\nprint(find_spec('stt_lite').origin)"
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=root / "notebooks", capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], cwd=root / "notebooks", capture_output=True, text=True
+    )
     assert done.stdout.strip() == str(root / "stt_lite" / "__init__.py"), done.stderr
 
 
