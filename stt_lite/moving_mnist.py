@@ -99,7 +99,7 @@ def bounce(
     """Paths of points that start anywhere in the unit square and bounce off its borders.
 
     Deterministic bounces mirror the velocity, as Srivastava et al. (2015, Section 4.1.2) do; stochastic ones draw a
-    new direction that leads back inside, after Denton & Fergus (2018). Each step is `STEP` long.
+    new direction that leads back inside, after Denton & Fergus (2018). Each step is `STEP` long, unless a border cuts it.
 
     Args:
         n: number of clips.

@@ -131,7 +131,7 @@ def film_strip(videos, labels=None, *, prompt_frames: int | None = None, every: 
     """Clips as one picture: time from left to right, one row per clip.
 
     Args:
-        videos: one clip (T C H W), several (S T C H W), or a list or a dict (label to clip), values in [0, 1].
+        videos: one clip (T C H W), S clips (S T C H W), or a list or a dict (label to clip), values in [0, 1].
         labels: one name per row; a dict brings its own.
         prompt_frames: the first so many frames get a solid blue-grey frame, the later ones a dashed orange one.
         every: show every so-many-th frame.
