@@ -13,7 +13,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
 ROOT = Path(__file__).resolve().parent.parent
-SETUP_TAGS = ["setup", "hide-input", "nbval-ignore-output"]
+SETUP_TAGS = ["setup", "hide-cell", "nbval-ignore-output"]
 
 
 def repository(root: Path) -> dict:

@@ -30,6 +30,39 @@ from stt_lite.vq_autoencoder import (
     training_step,
     weights_folder,
 )
+from stt_lite.spatial_attention import (
+    MultiHeadAttention,
+    RMSNorm,
+    SpatialAttention,
+    attention,
+    attention_weights,
+)
+from stt_lite.temporal_attention import (
+    KeyValueCache,
+    TemporalAttention,
+    padding_mask,
+    rotary,
+)
+from stt_lite.gaussian_parameterization import (
+    GaussianConvolution,
+    GaussianLayer,
+    beta_warmup,
+    free_bits,
+    kl_gaussians,
+    kl_standard,
+    sample,
+    soft_bound,
+)
+from stt_lite.transformer import (
+    FeedForward,
+    SpatialTemporalTransformer,
+    TransformerConfig,
+    TransformerLayer,
+    TransformerOutput,
+    count_flops,
+    count_parameters,
+    prediction_error,
+)
 
 __version__ = "0.1.0"
 
@@ -57,4 +90,29 @@ __all__ = [
     "token_colours",
     "training_step",
     "weights_folder",
+    "MultiHeadAttention",
+    "RMSNorm",
+    "SpatialAttention",
+    "attention",
+    "attention_weights",
+    "KeyValueCache",
+    "TemporalAttention",
+    "padding_mask",
+    "rotary",
+    "GaussianConvolution",
+    "GaussianLayer",
+    "beta_warmup",
+    "free_bits",
+    "kl_gaussians",
+    "kl_standard",
+    "sample",
+    "soft_bound",
+    "FeedForward",
+    "SpatialTemporalTransformer",
+    "TransformerConfig",
+    "TransformerLayer",
+    "TransformerOutput",
+    "count_flops",
+    "count_parameters",
+    "prediction_error",
 ]

@@ -1,0 +1,252 @@
+# Extracted from notebooks/07_transformer.ipynb by "make extract": edit the notebook, not this file.
+"""The spatial-temporal transformer: the next frame's latents from all frames before. Built in chapter 07."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from stt_lite.gaussian_parameterization import GaussianLayer
+from stt_lite.spatial_attention import RMSNorm, SpatialAttention
+from stt_lite.temporal_attention import KeyValueCache, TemporalAttention, padding_mask
+
+__all__ = [
+    "FeedForward", "SpatialTemporalTransformer", "TransformerConfig", "TransformerLayer", "TransformerOutput",
+    "count_flops", "count_parameters", "prediction_error",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Everything that shapes a transformer.
+
+    Args:
+        latent_channels: channels D of the tokenizer's latents.
+        grid: height h and width w of the latent grid.
+        width: channels E of the stream.
+        layers: number of layers L.
+        heads: number of heads N of each attention; E / N must be even.
+        codebook_size: number of codewords K, the classes of the token head.
+        kernel_size: odd edge of the Gaussian layer's convolution, in latent pixels.
+        gaussian: "latent", "bottleneck" or "off", see `GaussianLayer`.
+        head: "regression" (the next latents) or "token" (logits over codewords).
+        noise_channels: channels Z of the random variable in mode "latent".
+        mlp_ratio: hidden channels of the feed-forward part, in units of E.
+        conv: the depthwise convolution in spatial attention.
+        window: frames that temporal attention sees, itself included; None: all.
+        dropout: share dropped in training from attention weights and from each branch's output, in [0, 1).
+    """
+
+    latent_channels: int = 8
+    grid: tuple[int, int] = (8, 8)
+    width: int = 64
+    layers: int = 3
+    heads: int = 4
+    codebook_size: int = 256
+    kernel_size: int = 3
+    gaussian: Literal["latent", "bottleneck", "off"] = "latent"
+    head: Literal["regression", "token"] = "regression"
+    noise_channels: int = 4
+    mlp_ratio: int = 4
+    conv: bool = True
+    window: int | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "grid", tuple(self.grid))  # JSON gives back a list
+        for name, known in (("gaussian", ("latent", "bottleneck", "off")), ("head", ("regression", "token"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of a prediction: D for the regression head, K for the token head."""
+        return self.latent_channels if self.head == "regression" else self.codebook_size
+
+
+class FeedForward(nn.Sequential):
+    """Two linear maps and a GELU, at each pixel of each frame by itself. Pre-norm, the residual is the caller's."""
+
+    def __init__(self, width: int, ratio: int = 4):
+        super().__init__(RMSNorm(width), nn.Linear(width, ratio * width), nn.GELU(), nn.Linear(ratio * width, width))
+
+
+class TransformerLayer(nn.Module):
+    """Spatial attention, temporal attention, feed-forward, Gaussian, on a stream x (B T h w E)."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        width, heads, dropout, mode = config.width, config.heads, config.dropout, config.gaussian
+        self.spatial = SpatialAttention(width, heads, config.grid, dropout=dropout, conv=config.conv)
+        self.temporal = TemporalAttention(width, heads, dropout=dropout, window=config.window)
+        self.feed_forward = FeedForward(width, config.mlp_ratio)
+        self.gaussian = None if mode == "off" else GaussianLayer(width, config.kernel_size, mode, config.noise_channels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x, noise, posterior_input=None, temperature=1.0, lengths=None, cache=None):
+        """The stream after the layer, the KL of each frame (B T), and the cache, moved on by one frame where given."""
+        x = x + self.dropout(self.spatial(x))
+        if cache is None:
+            x = x + self.dropout(self.temporal(x, lengths))
+        else:  # x holds one frame; the cache knows the others
+            y, cache = self.temporal.step(x[:, 0], cache)
+            x = x + y[:, None]
+        x = x + self.dropout(self.feed_forward(x))
+        kl = x.new_zeros(x.shape[:2], dtype=torch.float32)
+        if self.gaussian is not None:
+            x, kl = self.gaussian(x, noise, posterior_input, temperature)
+        return x, kl, cache
+
+
+class TransformerOutput(NamedTuple):
+    """What `SpatialTemporalTransformer` returns; place t is about frame t."""
+
+    prediction: Float[Tensor, "B T D_or_K h w"]  # from frames before t: latents (D), or logits over codewords (K)
+    kl: Float[Tensor, "B T L"]  # nats per frame and layer, summed over pixels and channels; 0 for padding
+
+
+class SpatialTemporalTransformer(nn.Module):
+    """Predicts each frame's latents from those of all frames before it."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Linear(config.latent_channels, config.width)
+        self.start = nn.Parameter(0.02 * torch.randn(config.width))  # stands where the frame before the first would
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width)
+        self.head = nn.Linear(config.width, config.out_channels)
+
+    def forward(
+        self,
+        latents: Float[Tensor, "B T D h w"],
+        lengths: Int[Tensor, "B"] | None = None,
+        noise: Float[Tensor, "B T L h w Z"] | None = None,
+        posterior: bool | None = None,
+        temperature: float = 1.0,
+    ) -> TransformerOutput:
+        """Predict all frames of known clips at once, each from the frames before it.
+
+        Args:
+            latents: the tokenizer's latents, of a codeword each.
+            lengths: real frames of each clip, 1 to T, padding at the end; None: all are real.
+            noise: from `draw_noise`; None draws it from torch's global generator.
+            posterior: for mode "latent": let frame t's own posterior see frame t. None: in training only.
+            temperature: factor on the standard deviation of what is drawn.
+
+        Raises:
+            ValueError: latents of another shape than the config says.
+        """
+        expected = (self.config.latent_channels, *self.config.grid)
+        if latents.ndim != 5 or tuple(latents.shape[2:]) != expected:
+            raise ValueError(f"latents must have shape (B T D h w), (D h w) = {expected}, got {tuple(latents.shape)}")
+        B, T, _, h, w = latents.shape
+        latents = latents.detach()  # the tokenizer does not learn from the predictor
+        real = None if lengths is None else padding_mask(lengths, T)
+        if real is not None:  # whatever stands in the padding reaches neither outputs nor gradients
+            latents = torch.where(real[:, :, None, None, None], latents, 0)
+        frames = self.embed(latents.movedim(2, -1))  # (B T h w E)
+        start = self.start.to(frames.dtype).expand(B, 1, h, w, -1)
+        x = torch.cat([start, frames[:, :-1]], dim=1)  # (B T h w E): place t holds frame t - 1
+        noise = self.draw_noise(B, T) if noise is None else noise
+        seen = frames if (self.training if posterior is None else posterior) else None
+        kls = []
+        for i, layer in enumerate(self.layers):
+            x, kl, _ = layer(x, noise[:, :, i], seen, temperature, lengths)
+            kls.append(kl)
+        kl = torch.stack(kls, dim=-1)  # (B T L)
+        kl = kl if real is None else torch.where(real[..., None], kl, 0)
+        return TransformerOutput(self.head(self.norm(x)).movedim(-1, 2), kl)
+
+    def step(
+        self,
+        latent: Float[Tensor, "B D h w"] | None,
+        cache: tuple[KeyValueCache, ...],
+        noise: Float[Tensor, "B L h w Z"] | None = None,
+        target: Float[Tensor, "B D h w"] | None = None,
+        temperature: float = 1.0,
+    ) -> tuple[Float[Tensor, "B D_or_K h w"], tuple[KeyValueCache, ...]]:
+        """One frame on: the prediction of the next frame, and the cache that now knows `latent`. A pure function.
+
+        Args:
+            latent: the newest frame; None at the very start, where no frame is known.
+            noise, temperature: as in `forward`; noise[:, t] is for the step that predicts frame t.
+            target: for mode "latent", the frame to predict, where it is known, as in a prompt: z is then drawn from the
+                posterior, and tells later frames what really happened.
+        """
+        h, w = self.config.grid
+        B = len(cache[0].keys) // (h * w)
+        if latent is None:
+            x = self.start.expand(B, 1, h, w, -1)
+        else:
+            x = self.embed(latent.detach().movedim(1, -1))[:, None]  # (B 1 h w E)
+        noise = self.draw_noise(B, 1)[:, 0] if noise is None else noise
+        seen = None if target is None else self.embed(target.detach().movedim(1, -1))[:, None]
+        after = []
+        for i, layer in enumerate(self.layers):
+            x, _, known = layer(x, noise[:, None, i], seen, temperature, cache=cache[i])
+            after.append(known)
+        return self.head(self.norm(x))[:, 0].movedim(-1, 1), tuple(after)
+
+    def empty_cache(self, batch: int, window: int | None = None) -> tuple[KeyValueCache, ...]:
+        """One cache per layer for `batch` clips and `window` frames; None takes the config's window."""
+        return tuple(layer.temporal.empty_cache(batch, self.config.grid, window) for layer in self.layers)
+
+    def draw_noise(self, batch: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draws from N(0, 1), (B T L h w Z): frame by frame or all at once, one generator gives the same noise."""
+        config, device = self.config, self.start.device
+        channels = {"off": 0, "bottleneck": config.width, "latent": config.noise_channels}[config.gaussian]
+        shape = (batch, config.layers, *config.grid, channels)
+        source = device if generator is None else generator.device
+        draws = [torch.randn(shape, generator=generator, device=source) for _ in range(frames)]
+        return torch.stack(draws, dim=1).to(device)
+
+
+def prediction_error(
+    prediction: Float[Tensor, "B T D_or_K h w"],
+    target: Float[Tensor, "B T D h w"] | Int[Tensor, "B T h w"],
+    lengths: Int[Tensor, "B"] | None = None,
+) -> Float[Tensor, "B T"]:
+    """Error of each frame, 0 for padding: what training minimizes, next to the KL.
+
+    Latents against the tokenizer's latents: squared error, summed over the frame. Logits against its codeword indices:
+    cross-entropy in nats, summed. No gradient goes into the target.
+    """
+    if target.is_floating_point():
+        error = (prediction.float() - target.detach()).square().sum((2, 3, 4))
+    else:
+        error = F.cross_entropy(prediction.float().movedim(2, 1), target, reduction="none").sum((2, 3))
+    return error if lengths is None else torch.where(padding_mask(lengths, error.shape[1]), error, 0)
+
+
+def count_parameters(config: TransformerConfig) -> int:
+    """Number of parameters, from the config alone."""
+    E, Z, D = config.width, config.noise_channels, config.latent_channels
+    k, r = config.kernel_size**2, config.mlp_ratio
+    attention = E + (3 * E * E + 3 * E) + 2 * E // config.heads + (E * E + E)  # norm, q k v, their norms, output
+    spatial = attention + sum(config.grid) * E + (9 * E + E if config.conv else 0)
+    feed_forward = E + (r * E * E + r * E) + (r * E * E + E)
+    latent = E + (k * E * 2 * Z + 2 * Z) + (k * 2 * E * 2 * Z + 2 * Z) + (Z * E + E)  # norm, prior, posterior, inject
+    gaussian = {"off": 0, "bottleneck": k * E * 2 * E + 2 * E, "latent": latent}[config.gaussian]
+    layers = config.layers * (spatial + attention + feed_forward + gaussian)
+    return (D * E + E) + E + layers + E + (E * config.out_channels + config.out_channels)  # embed, start, norm, head
+
+
+def count_flops(config: TransformerConfig, frames: int, posterior: bool = False) -> int:
+    """Floating-point operations of `forward` per frame of a clip of `frames` frames; a multiply-add counts as two.
+
+    Matrix products and convolutions, and attention over all `frames`, as torch's `FlopCounterMode` counts them. A
+    training step takes about three times as many. `posterior`: count the posterior's convolution too.
+    """
+    E, Z, D = config.width, config.noise_channels, config.latent_channels
+    k, r, pixels = config.kernel_size**2, config.mlp_ratio, config.grid[0] * config.grid[1]
+    spatial = 4 * E * E + 2 * pixels * E + (9 * E if config.conv else 0)  # q k v out; scores, sums; per pixel
+    temporal = 4 * E * E + 2 * frames * E  # the same over T frames
+    feed_forward = 2 * r * E * E
+    latent = k * E * 2 * Z + Z * E + (k * 2 * E * 2 * Z if posterior else 0)
+    gaussian = {"off": 0, "bottleneck": k * E * 2 * E, "latent": latent}[config.gaussian]
+    layer = spatial + temporal + feed_forward + gaussian
+    return 2 * pixels * (D * E + config.layers * layer + E * config.out_channels)

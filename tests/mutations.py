@@ -1,0 +1,94 @@
+"""Break the package on purpose and see whether the tests notice: `python tests/mutations.py [word ...]`.
+
+Each row of MUTATIONS changes one piece of text in one module, in a temporary copy of the package and the tests, and
+runs the named fast tests there. They must fail. Words on the command line pick the rows that hold one of them.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SPATIAL, TEMPORAL = "spatial_attention", "temporal_attention"
+GAUSSIAN, TRANSFORMER = "gaussian_parameterization", "transformer"
+
+MUTATIONS = [  # what breaks; module; text; replacement; tests of that module to run (pytest -k)
+    ("forget the scale", SPATIAL, "q @ k.mT / math.sqrt(q.shape[-1])", "q @ k.mT", "the_formula"),
+    ("look one element ahead", SPATIAL, "device=q.device).tril()", "device=q.device).tril(1)", "masks"),
+    ("transpose the wrong axis", SPATIAL, '"(B T) (h w) E -> B T h w E"', '"(B T) (w h) E -> B T h w E"', "weights or rows or positions"),
+    ("mix frames in space", SPATIAL, '"B T h w E -> (B T) (h w) E"', '"B T h w E -> (T B) (h w) E"', "no_frame"),
+    ("forget the norm of the queries", SPATIAL, "return self.norm_q(q), ", "return q, ", "qk_norm"),
+    ("give every row the same position", SPATIAL, "self.rows[:, None]", "self.rows[:1, None]", "rows or positions"),
+    ("drop the causal mask", TEMPORAL, "causal=True, rotate=lambda", "causal=False, rotate=lambda", "future"),
+    ("mix pixels in time", TEMPORAL, 'y, "(B h w) T E -> B T h w E"', 'y, "(B w h) T E -> B T h w E"', "no_pixel"),
+    ("window one frame too wide", TEMPORAL, "t[:, None] - t < self.window", "t[:, None] - t <= self.window", "window_is_exact"),
+    ("drop the padding mask", TEMPORAL, "x = x if real is None else torch.where(real, x, 0)", "pass", "padded"),
+    ("forget to rotate the cached keys", TEMPORAL, "rotary(keys, slot), values", "keys, values", "cached_equals"),
+    ("see the cache's empty slots", TEMPORAL, "slot >= W - seen", "slot >= 0", "cached_equals"),
+    ("wrong sign in the KL", GAUSSIAN, "difference.exp() - difference - 1", "difference.exp() + difference - 1", "kl_equals"),
+    ("variance for deviation", GAUSSIAN, "torch.exp(0.5 * log_variance) * noise", "torch.exp(log_variance) * noise", "mean_and_the_var"),
+    ("prior and posterior swapped in the KL", GAUSSIAN, "kl_gaussians(*posterior, *prior)", "kl_gaussians(*prior, *posterior)", "posterior"),
+    ("clip the log-variance hard", GAUSSIAN, "bound * torch.tanh(x / bound)", "x.clamp(-bound, bound)", "soft_bound"),
+    ("draw from the prior in training", GAUSSIAN, "z, kl = sample(*posterior, noise", "z, kl = sample(*prior, noise", "posterior"),
+    ("charge for the allowance", GAUSSIAN, "F.relu(kl - nats)", "kl.clamp(min=nats)", "free_bits"),
+    ("leak the frame to predict", TRANSFORMER, "torch.cat([start, frames[:, :-1]], dim=1)", "frames", "own_frame"),
+    ("posterior in evaluation", TRANSFORMER, "self.training if posterior is None", "True if posterior is None", "own_frame"),
+    ("fresh noise for a start token", TRANSFORMER, "self.start.to(frames.dtype)", "torch.randn_like(self.start)", "start_token"),
+    ("normalized input as residual", TRANSFORMER, "x = x + self.dropout(self.spatial(x))", "x = self.spatial.norm(x) + self.dropout(self.spatial(x))", "without_branches"),
+    ("reuse the noise for every frame", TRANSFORMER, "for _ in range(frames)]", "for _ in range(1)] * frames", "once_per_frame"),
+    ("reuse the noise in every layer", TRANSFORMER, "noise[:, :, i], seen", "noise[:, :, 0], seen", "own_noise"),
+    ("KL counts padded frames", TRANSFORMER, "kl = kl if real is None else torch.where(real[..., None], kl, 0)", "pass", "padded and 0.0"),
+    ("loss counts padded frames", TRANSFORMER, "return error if lengths is None else", "return error if True else", "padded and 0.0"),
+    ("no stop-gradient at the input", TRANSFORMER, "latents = latents.detach()", "latents = latents", "tokenizer"),
+    ("no stop-gradient at the target", TRANSFORMER, "prediction.float() - target.detach()", "prediction.float() - target", "tokenizer"),
+    ("the cache forgets to move on", TRANSFORMER, "after.append(known)", "after.append(cache[i])", "cached and latent"),
+    ("dropout in evaluation", TRANSFORMER, "self.dropout = nn.Dropout(dropout)", "self.dropout = lambda x: nn.functional.dropout(x, dropout)", "drops_in_training"),
+]  # fmt: skip
+
+
+def run(folder: Path, module: str, tests: str) -> tuple[bool, str]:
+    """Whether the tests pass in `folder`, and pytest's last line."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/test_{module}.py", "-k", tests]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    lines = (done.stdout + done.stderr).strip().splitlines() or ["no output"]
+    if done.returncode not in (0, 1):  # 1: tests failed; anything else (no test of that name) is a mistake in the table
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {lines[-1]}")
+    return done.returncode == 0, next((line for line in reversed(lines) if line.startswith("FAILED")), lines[-1])
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    rows = [row for row in MUTATIONS if not words or any(word in " ".join(row) for word in words)]
+    survivors = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copytree(ROOT / "stt_lite", folder / "stt_lite", ignore=shutil.ignore_patterns("__pycache__", "weights"))
+        shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        for module in dict.fromkeys(row[1] for row in rows):  # the tests must pass before anything is broken
+            passed, line = run(folder, module, " or ".join(f"({row[4]})" for row in rows if row[1] == module))
+            if not passed:
+                sys.exit(f"{module}: red without any mutation. {line}")
+        print(f"{'mutation':38} {'module':26} {'':8} seconds  first failing test")
+        for what, module, old, new, tests in rows:
+            path, start = folder / "stt_lite" / f"{module}.py", time.monotonic()
+            text = path.read_text(encoding="utf-8")
+            if text.count(old) != 1:
+                sys.exit(f"{what}: {module}.py must hold this text once, holds it {text.count(old)} times: {old}")
+            path.write_text(text.replace(old, new), encoding="utf-8")
+            passed, line = run(folder, module, tests)
+            path.write_text(text, encoding="utf-8")
+            failed = line.removeprefix("FAILED ").split(" - ")[0].split("::")[-1]
+            print(f"{what:38} {module:26} {'SURVIVED' if passed else 'caught':8} {time.monotonic() - start:7.1f}  {failed}", flush=True)
+            survivors += [what] if passed else []
+    if survivors:
+        sys.exit(f"{len(survivors)} of {len(rows)} survived: {', '.join(survivors)}")
+    print(f"All {len(rows)} caught.")
+
+
+if __name__ == "__main__":
+    main()
