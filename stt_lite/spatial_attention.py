@@ -100,7 +100,8 @@ class MultiHeadAttention(nn.Module):
     """Self-attention with several heads over sequences (Vaswani et al., 2017, Section 3.2.2).
 
     With `qk_norm` each head's queries and keys are RMS-normalized, with a learned gain per channel, so that no score
-    exceeds sqrt(d) times the gains and the softmax cannot saturate (Henry et al., 2020; Dehghani et al., 2023).
+    exceeds sqrt(d) times the product of the largest gains, however large the input (Henry et al., 2020; Dehghani et
+    al., 2023).
     Without it the layer equals `torch.nn.MultiheadAttention`.
 
     Args:

@@ -1,5 +1,6 @@
 """A notebook alone, as Kaggle and Colab open it: an empty folder, a new environment, and torch installed already."""
 
+import ast
 import json
 import os
 import shutil
@@ -54,9 +55,9 @@ def python(tmp_path_factory):
 def test_notebook_alone(path, source, python, tmp_path):
     shutil.copy(path, tmp_path)
     notebook = nbformat.read(str(tmp_path / path.name), as_version=4)
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    imports = next((i for i, text in enumerate(code) if i and "import " in text), 0)
-    script = "\n\n".join([*code[: imports + 1], REPORT])
+    setup, *rest = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    lines = [node for text in rest for node in ast.parse(text).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    script = "\n\n".join([setup, *map(ast.unparse, lines), REPORT])  # the first cell, then all that the chapter imports
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "STT_PRESET")}
     environment |= {  # pip installs from the copy alone: no index, setuptools from the parent environment
         "STT_LITE_SOURCE": str(source),
