@@ -26,6 +26,7 @@ $(READY): requirements.txt constraints.txt pyproject.toml
 	@touch $@
 
 book: $(READY) ## build the pages into _build/html
+	@rm -rf _build # a page that was not written anew would be typeset twice
 	@$(BIN)/python book/vendor.py
 	@$(BIN)/jupyter-book build . -q -W --keep-going
 	@echo "The book is in $(PAGES). Open $(CURDIR)/$(PAGES)/book/index.html in a browser, or run: make serve"

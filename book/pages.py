@@ -81,6 +81,15 @@ def link_to_section(app, what, name, obj, options, lines):
         lines += ["", f"Built in `{notebook}, {text} <../../notebooks/{notebook}.html#{make_id(heading)}>`__."]
 
 
+def leave_search_to_its_page(app, exception):
+    """The theme makes every page load the whole search index; only search.html looks into it."""
+    scripts = re.compile(r'<script src="[^"]*(?:searchtools|language_data|searchindex)\.js[^"]*"></script>\s*')
+    for path in [] if exception else Path(app.outdir).rglob("*.html"):
+        if path.name != "search.html":
+            text = path.read_text(encoding="utf-8")
+            path.write_text(scripts.sub("", text), encoding="utf-8")
+
+
 def keep_used_icons(app, exception):
     """Cut the theme's 1.5 MB Font Awesome script down to the icons that the book's files name."""
     script = Path(app.outdir) / "_static" / "scripts" / "fontawesome.js"
@@ -105,5 +114,6 @@ def setup(app):
     app.connect("autodoc-process-docstring", link_to_section, priority=600)
     app.connect("html-page-context", drop_scripts, priority=900)
     app.connect("build-finished", typeset_formulas)
+    app.connect("build-finished", leave_search_to_its_page)
     app.connect("build-finished", keep_used_icons)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -102,7 +102,26 @@ def visible_frame(scrubber) -> str:
     return "\n".join(i.get_attribute("src") for i in images.all() if i.is_visible())
 
 
-@pytest.mark.parametrize("name", WITH_WIDGETS)
+WITH_PLAYERS = [name for name in WITH_WIDGETS if "stt-scrubber" in (PAGES / name).read_text(encoding="utf-8")]
+
+
+def test_every_other_widget_follows_its_slider(open_page):
+    """Widgets that are no players, such as chapter 04's attention maps: a slider changes what is visible."""
+    others = [name for name in WITH_WIDGETS if name not in WITH_PLAYERS]
+    assert others
+    for name in others:
+        page = open_page(name).page
+        visible = "() => [...document.querySelectorAll('.jupyter-widgets img')].filter(i => i.offsetParent).map(i => i.src).join()"
+        handle = page.locator(".noUi-handle").first
+        handle.scroll_into_view_if_needed()
+        first = page.evaluate(visible)
+        handle.focus()
+        page.keyboard.press("ArrowLeft"), page.keyboard.press("ArrowLeft")
+        page.wait_for_timeout(200)
+        assert first and page.evaluate(visible) != first, name
+
+
+@pytest.mark.parametrize("name", WITH_PLAYERS)
 def test_players_drag_and_play(open_page, name):
     page = open_page(name).page
     assert page.locator(".stt-scrubber").count()
