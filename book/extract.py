@@ -96,6 +96,12 @@ def init_text(exports: dict[str, list[str]], version: str) -> str:
         '# Made by "make extract" from the modules\' __all__: edit the notebooks, not this file.',
         '"""stt_lite: generate video with a small spatial-temporal transformer; each module is built in a notebook."""',
         "",
+        "import warnings",
+        "",
+        '# "python -m stt_lite.training" imports the package first, and runpy would wonder that the module is known already',
+        r"""warnings.filterwarnings("ignore", message=r"'stt_lite\.\w+' found in sys\.modules", category=RuntimeWarning)""",
+        "del warnings",
+        "",
     ]
     for module, names in exports.items():
         lines += [f"from stt_lite.{module} import (", *(f"    {name}," for name in names), ")"]

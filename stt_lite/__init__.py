@@ -1,6 +1,12 @@
 # Made by "make extract" from the modules' __all__: edit the notebooks, not this file.
 """stt_lite: generate video with a small spatial-temporal transformer; each module is built in a notebook."""
 
+import warnings
+
+# "python -m stt_lite.training" imports the package first, and runpy would wonder that the module is known already
+warnings.filterwarnings("ignore", message=r"'stt_lite\.\w+' found in sys\.modules", category=RuntimeWarning)
+del warnings
+
 from stt_lite.video import (
     bouncing_square,
     check_frames,
@@ -24,11 +30,14 @@ from stt_lite.vq_autoencoder import (
     VectorQuantizer,
     codebook_usage,
     load_tokenizer,
+    load_weights,
     perplexity,
     save_tokenizer,
+    save_weights,
     token_colours,
     training_step,
     weights_folder,
+    write_file,
 )
 from stt_lite.spatial_attention import (
     MultiHeadAttention,
@@ -63,6 +72,34 @@ from stt_lite.transformer import (
     count_parameters,
     prediction_error,
 )
+from stt_lite.training import (
+    MuonAdamW,
+    PRESETS,
+    TokenizerObjective,
+    TrainingConfig,
+    TransformerObjective,
+    corrupt,
+    fit,
+    live_view,
+    load_transformer,
+    orthogonalize,
+    roll_out,
+    save_transformer,
+    snap,
+    train,
+    warmup_cosine,
+)
+from stt_lite.generation import (
+    Bundle,
+    VideoModel,
+    evaluate_rollouts,
+    explore,
+    futures,
+    load_pretrained,
+    pretrained,
+    rollout_error,
+    side_by_side,
+)
 
 __version__ = "0.1.0"
 
@@ -85,11 +122,14 @@ __all__ = [
     "VectorQuantizer",
     "codebook_usage",
     "load_tokenizer",
+    "load_weights",
     "perplexity",
     "save_tokenizer",
+    "save_weights",
     "token_colours",
     "training_step",
     "weights_folder",
+    "write_file",
     "MultiHeadAttention",
     "RMSNorm",
     "SpatialAttention",
@@ -115,4 +155,28 @@ __all__ = [
     "count_flops",
     "count_parameters",
     "prediction_error",
+    "MuonAdamW",
+    "PRESETS",
+    "TokenizerObjective",
+    "TrainingConfig",
+    "TransformerObjective",
+    "corrupt",
+    "fit",
+    "live_view",
+    "load_transformer",
+    "orthogonalize",
+    "roll_out",
+    "save_transformer",
+    "snap",
+    "train",
+    "warmup_cosine",
+    "Bundle",
+    "VideoModel",
+    "evaluate_rollouts",
+    "explore",
+    "futures",
+    "load_pretrained",
+    "pretrained",
+    "rollout_error",
+    "side_by_side",
 ]

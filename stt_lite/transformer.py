@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from stt_lite.gaussian_parameterization import GaussianLayer
@@ -127,6 +127,7 @@ class SpatialTemporalTransformer(nn.Module):
         noise: Float[Tensor, "B T L h w Z"] | None = None,
         posterior: bool | None = None,
         temperature: float = 1.0,
+        target: Float[Tensor, "B T D h w"] | None = None,
     ) -> TransformerOutput:
         """Predict all frames of known clips at once, each from the frames before it.
 
@@ -136,23 +137,25 @@ class SpatialTemporalTransformer(nn.Module):
             noise: from `draw_noise`; None draws it from torch's global generator.
             posterior: for mode "latent": let frame t's own posterior see frame t. None: in training only.
             temperature: factor on the standard deviation of what is drawn.
+            target: the true latents, where `latents` was corrupted or is the model's own rollout: what the posterior
+                sees; None: `latents` itself.
 
         Raises:
-            ValueError: latents of another shape than the config says.
+            ValueError: latents of another shape than the config says, or a target of another shape than `latents`.
         """
         expected = (self.config.latent_channels, *self.config.grid)
         if latents.ndim != 5 or tuple(latents.shape[2:]) != expected:
             raise ValueError(f"latents must have shape (B T D h w), (D h w) = {expected}, got {tuple(latents.shape)}")
+        if target is not None and target.shape != latents.shape:
+            raise ValueError(f"target must have latents' shape, {tuple(latents.shape)}, got {tuple(target.shape)}")
         B, T, _, h, w = latents.shape
-        latents = latents.detach()  # the tokenizer does not learn from the predictor
         real = None if lengths is None else padding_mask(lengths, T)
-        if real is not None:  # whatever stands in the padding reaches neither outputs nor gradients
-            latents = torch.where(real[:, :, None, None, None], latents, 0)
-        frames = self.embed(latents.movedim(2, -1))  # (B T h w E)
+        frames = self._embed(latents, real)
+        truth = frames if target is None else self._embed(target, real)
         start = self.start.to(frames.dtype).expand(B, 1, h, w, -1)
         x = torch.cat([start, frames[:, :-1]], dim=1)  # (B T h w E): place t holds frame t - 1
         noise = self.draw_noise(B, T) if noise is None else noise
-        seen = frames if (self.training if posterior is None else posterior) else None
+        seen = truth if (self.training if posterior is None else posterior) else None
         kls = []
         for i, layer in enumerate(self.layers):
             x, kl, _ = layer(x, noise[:, :, i], seen, temperature, lengths)
@@ -160,6 +163,12 @@ class SpatialTemporalTransformer(nn.Module):
         kl = torch.stack(kls, dim=-1)  # (B T L)
         kl = kl if real is None else torch.where(real[..., None], kl, 0)
         return TransformerOutput(self.head(self.norm(x)).movedim(-1, 2), kl)
+
+    def _embed(self, latents: Float[Tensor, "B T D h w"], real: Bool[Tensor, "B T"] | None) -> Tensor:  # (B T h w E)
+        latents = latents.detach()  # the tokenizer does not learn from the predictor
+        if real is not None:  # whatever stands in the padding reaches neither outputs nor gradients
+            latents = torch.where(real[:, :, None, None, None], latents, 0)
+        return self.embed(latents.movedim(2, -1))
 
     def step(
         self,

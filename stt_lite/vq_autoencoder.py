@@ -1,12 +1,14 @@
 # Extracted from notebooks/03_vq_autoencoder.ipynb by "make extract": edit the notebook, not this file.
 """VQ autoencoder: frames to a small grid of discrete latents and back. Built in chapter 03."""
 
+import contextlib
 import difflib
 import hashlib
 import importlib.resources
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,7 +23,8 @@ from stt_lite.video import check_frames
 
 __all__ = [
     "FiniteScalarQuantizer", "Tokenizer", "TokenizerConfig", "VectorQuantizer", "codebook_usage", "load_tokenizer",
-    "perplexity", "save_tokenizer", "token_colours", "training_step", "weights_folder",
+    "load_weights", "perplexity", "save_tokenizer", "save_weights", "token_colours", "training_step", "weights_folder",
+    "write_file",
 ]
 
 
@@ -66,7 +69,8 @@ class VectorQuantizer(nn.Module):
 
     van den Oord et al. (2017), Section 3 and Appendix A.1 (exponential moving averages); k-means initialization and
     random restarts of dead codewords after Lancucki et al. (2020) and Dhariwal et al. (2020). All arithmetic is in
-    float32, also under autocast. All state is in buffers, so a saved and loaded quantizer continues exactly.
+    float32, also under autocast. All state is in buffers, so a saved and loaded quantizer continues exactly. Under
+    `torch.distributed` the codebook follows the batches of all processes, and stays equal in all.
 
     Args:
         codebook_size: number of codewords K.
@@ -119,9 +123,13 @@ class VectorQuantizer(nn.Module):
             return quantized.movedim(-1, 1), indices.view(z.shape[:-1]), commitment
 
     def _count(self, flat: Float[Tensor, "n D"], indices: Int[Tensor, "n"]) -> tuple[Tensor, Tensor]:
-        """How many latents chose each codeword (K), and their sum (K D)."""
+        """How many latents, of all processes, chose each codeword (K), and their sum (K D)."""
         count = torch.zeros_like(self.usage).index_add_(0, indices, torch.ones_like(flat[:, 0]))
-        return count, torch.zeros_like(self.total).index_add_(0, indices, flat)
+        total = torch.zeros_like(self.total).index_add_(0, indices, flat)
+        if self._shared():
+            torch.distributed.all_reduce(count)  # a sum
+            torch.distributed.all_reduce(total)
+        return count, total
 
     @torch.no_grad()
     def _initialize(self, flat: Float[Tensor, "n D"]) -> None:
@@ -153,7 +161,14 @@ class VectorQuantizer(nn.Module):
         self.usage.copy_(torch.where(dead, average, self.usage))
 
     def _random_latents(self, flat: Float[Tensor, "n D"], k: int) -> Float[Tensor, "k D"]:
-        return flat[torch.randint(len(flat), (k,), device=flat.device)]
+        chosen = flat[torch.randint(len(flat), (k,), device=flat.device)]
+        if self._shared():
+            torch.distributed.broadcast(chosen, src=0)
+        return chosen
+
+    @staticmethod
+    def _shared() -> bool:
+        return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 class FiniteScalarQuantizer(nn.Module):
@@ -227,6 +242,7 @@ class TokenizerConfig:
     commitment: float = 0.25
 
     def __post_init__(self):
+        object.__setattr__(self, "levels", tuple(self.levels))  # JSON gives back a list
         if self.downsample < 2 or self.downsample & (self.downsample - 1):
             raise ValueError(f"downsample must be a power of two of at least 2, got {self.downsample}")
         if self.width < 16 or self.width % 16:
@@ -381,57 +397,77 @@ def weights_folder() -> Path:
     return Path(str(importlib.resources.files("stt_lite"))) / "weights"
 
 
-def save_tokenizer(tokenizer: Tokenizer, path: str | os.PathLike, record: dict | None = None) -> Path:
-    """Write a tokenizer as safetensors, and beside it a JSON record with its hash.
+def write_file(path: str | os.PathLike, content: bytes) -> None:
+    """Write a file in one step: a reader, or you after a crash, finds the old file or the new one, never a half.
 
-    Both files are replaced in one step each: a full disk leaves the old ones as they were.
+    The content goes to `<name>.part` in the same folder, which is created if need be; that file then replaces `path`.
+
+    Raises:
+        OSError: a full disk, or a folder that cannot be written. The old file stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # on the disk, not only on its way there
+        os.replace(part, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+
+
+def save_weights(module: nn.Module, path: str | os.PathLike, record: dict | None = None) -> Path:
+    """Write a module's weights as safetensors, and beside them a JSON record with their hash, each with `write_file`.
 
     Args:
-        tokenizer: the tokenizer; its config travels in the file's metadata.
+        module: a module with a dataclass `config`, which travels in the file's metadata.
         path: the file to write, ending in .safetensors.
         record: what to note of the training run: hardware, seconds, frames seen, metrics.
 
     Raises:
         ValueError: a path that does not end in .safetensors.
-        OSError: a folder that cannot be written.
+        OSError: a full disk, or a folder that cannot be written.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {path.name!r}")
-    state = {name: value.contiguous().cpu() for name, value in tokenizer.state_dict().items()}
-    weights = safetensors.torch.save(state, metadata={"config": json.dumps(asdict(tokenizer.config))})
-    record = {"config": asdict(tokenizer.config), **(record or {}), "sha256": hashlib.sha256(weights).hexdigest()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for target, content in ((path, weights), (path.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode())):
-        part = target.with_name(target.name + ".part")
-        part.write_bytes(content)
-        os.replace(part, target)
+    config = asdict(module.config)
+    state = {name: value.contiguous().cpu() for name, value in module.state_dict().items()}
+    weights = safetensors.torch.save(state, metadata={"config": json.dumps(config)})
+    record = {"config": config, **(record or {}), "sha256": hashlib.sha256(weights).hexdigest()}
+    write_file(path, weights)
+    write_file(path.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode())
     return path
 
 
-def load_tokenizer(name: str | os.PathLike, device: torch.device | str = "cpu") -> Tokenizer:
-    """Load a bundled tokenizer by name, or any tokenizer by the path of its .safetensors file.
+def load_weights(
+    name: str | os.PathLike, kind: str, build: Callable[[dict], nn.Module], device: torch.device | str = "cpu"
+) -> nn.Module:
+    """Load what `save_weights` wrote, in eval mode.
 
     Args:
-        name: "moving-mnist-tiny" (32x32, latent grid 8x8), "moving-mnist" (64x64, latent grid 16x16), or a path.
-        device: where its weights go.
-
-    Returns:
-        The tokenizer in eval mode.
+        name: path of a .safetensors file, or a bundle's name, for `<name>-<kind>.safetensors` in `weights_folder()`.
+        kind: what the file holds, such as "tokenizer": stands in the bundles' file names and in error messages.
+        build: makes the module from the config's fields, as JSON gives them back: a tuple comes as a list.
+        device: where the weights go.
 
     Raises:
         ValueError: an unknown name (the closest one is named), another format than safetensors, or a file that is cut
-            short, altered, or not a tokenizer.
+            short, altered, or of another kind.
         FileNotFoundError: a path at which there is no file.
     """
-    path = Path(name)
+    path, ending = Path(name), f"-{kind}.safetensors"
     if path.suffix == "" and path.parent == Path("."):  # a bundle's name
-        known = sorted(p.name.removesuffix("-tokenizer.safetensors") for p in weights_folder().glob("*-tokenizer.safetensors"))
+        known = sorted(p.name.removesuffix(ending) for p in weights_folder().glob(f"*{ending}"))
         if str(name) not in known:
             closest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
             hint = f"; did you mean {closest[0]!r}" if closest else ""
-            raise ValueError(f"no bundled tokenizer {str(name)!r}{hint}? Bundled: {', '.join(known) or 'none'}")
-        path = weights_folder() / f"{name}-tokenizer.safetensors"
+            raise ValueError(f"no bundled {kind} {str(name)!r}{hint}? Bundled: {', '.join(known) or 'none'}")
+        path = weights_folder() / f"{name}{ending}"
     if path.suffix != ".safetensors":
         raise ValueError(f"weights load from .safetensors files only (a pickle could run any code), got {path.name!r}")
     content = path.read_bytes()
@@ -442,10 +478,31 @@ def load_tokenizer(name: str | os.PathLike, device: torch.device | str = "cpu") 
             raise ValueError(f"{path.name} is damaged: expected sha256 {expected}, got {got} ({len(content)} bytes)")
     try:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        config = json.loads(header["__metadata__"]["config"])
-        tokenizer = Tokenizer(TokenizerConfig(**config | {"levels": tuple(config["levels"])}))  # JSON has no tuples
-        tokenizer.load_state_dict(safetensors.torch.load(content))
+        module = build(json.loads(header["__metadata__"]["config"]))
+        module.load_state_dict(safetensors.torch.load(content))
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else ""
-        raise ValueError(f"{path.name} is not a whole tokenizer file: {type(error).__name__}: {reason}") from error
-    return tokenizer.to(device).eval()
+        raise ValueError(f"{path.name} is not a whole {kind} file: {type(error).__name__}: {reason}") from error
+    return module.to(device).eval()
+
+
+def save_tokenizer(tokenizer: Tokenizer, path: str | os.PathLike, record: dict | None = None) -> Path:
+    """`save_weights` for a tokenizer."""
+    return save_weights(tokenizer, path, record)
+
+
+def load_tokenizer(name: str | os.PathLike, device: torch.device | str = "cpu") -> Tokenizer:
+    """Load a bundled tokenizer by name, or any tokenizer by the path of its .safetensors file, in eval mode.
+
+    Args:
+        name: "moving-mnist-tiny" (32x32, latent grid 8x8), "moving-mnist" (64x64, latent grid 16x16), or a path.
+        device: where its weights go.
+
+    Raises:
+        ValueError, FileNotFoundError: as in `load_weights`.
+    """
+
+    def build(config):
+        return Tokenizer(TokenizerConfig(**config | {"levels": tuple(config["levels"])}))
+
+    return load_weights(name, "tokenizer", build, device)

@@ -138,6 +138,7 @@ def offline(*args, **kwargs):
 
 
 def test_offline_downloads_say_so(tmp_path, monkeypatch):
+    stt.moving_mnist(1, split="test")  # digits are in memory before the cache folder changes
     monkeypatch.setenv("STT_LITE_CACHE", str(tmp_path))
     monkeypatch.setattr(pooch, "retrieve", offline)
     with pytest.raises(ConnectionError, match="could not download train-images-idx3-ubyte.gz"):

@@ -79,6 +79,38 @@ def test_posterior_sees_the_frame_and_prior_does_not():
         assert torch.equal(a.kl[:, 2], b.kl[:, 2]) != changed
 
 
+def test_posterior_sees_the_target_and_the_input_path_does_not():
+    """`latents` corrupted, `target` true: predictions before frame t and the prior's know nothing of either's frame t."""
+    net = small().train()
+    latents, true, noise = clips(2, 4), clips(2, 4), net.draw_noise(2, 4)
+    plain, own = net(latents, noise=noise), net(latents, noise=noise, target=latents)
+    assert torch.equal(plain.prediction, own.prediction) and torch.equal(plain.kl, own.kl)  # None: `latents` itself
+    a = net(latents, noise=noise, target=true)
+    other = true.clone()
+    other[:, 2] += 1.0
+    b = net(latents, noise=noise, target=other)
+    assert torch.equal(a.kl[:, :2], b.kl[:, :2]) and (a.kl[:, 2] != b.kl[:, 2]).all()
+    assert (a.prediction[:, 2] != b.prediction[:, 2]).flatten(1).any(1).all()
+    corrupted = latents.clone()
+    corrupted[:, 2] += 1.0
+    c = net(corrupted, noise=noise, target=true)  # reaches frame 3 as its input, and nothing before
+    assert torch.equal(a.prediction[:, :3], c.prediction[:, :3]) and torch.equal(a.kl[:, :3], c.kl[:, :3])
+    assert (a.prediction[:, 3] != c.prediction[:, 3]).flatten(1).any(1).all()
+    without = [net(latents, noise=noise, posterior=False, target=x).prediction for x in (None, true)]
+    assert torch.equal(*without)
+
+
+def test_target_is_masked_and_detached_as_latents_are():
+    net = small().train()
+    latents, true, noise, lengths = clips(2, 4), clips(2, 4).requires_grad_(), net.draw_noise(2, 4), torch.tensor([4, 2])
+    out = net(latents, lengths, noise, target=true)
+    assert torch.autograd.grad(out.kl.sum(), true, allow_unused=True)[0] is None
+    nan = true.detach().clone()
+    nan[1, 2:] = float("nan")
+    same = net(latents, lengths, noise, target=nan)
+    assert torch.equal(out.prediction, same.prediction) and torch.equal(out.kl, same.kl)
+
+
 def test_training_draws_from_the_posterior_and_evaluation_from_the_prior():
     net = small()
     latents, noise = clips(), net.draw_noise(2, 6)
@@ -163,10 +195,10 @@ def run_cached(net, latents, noise, slots=None, known=False):
     return torch.stack(predictions, 1)
 
 
-@every_kind
+@pytest.mark.parametrize("gaussian, head", [("latent", "regression"), ("latent", "token"), ("bottleneck", "token"), ("off", "regression")])
 @pytest.mark.parametrize("window, slots", [(None, 40), (7, None), (7, 12)])
 @torch.no_grad()
-def test_cached_equals_uncached_over_40_frames(gaussian, head, window, slots):
+def test_cached_equals_uncached_over_40_frames(gaussian, head, window, slots, unchecked):
     net = small(gaussian=gaussian, head=head, window=window).eval()
     latents, noise = clips(2, 40), net.draw_noise(2, 40)
     whole = net(latents, noise=noise).prediction
@@ -249,7 +281,7 @@ def test_gradients_reach_every_parameter(gaussian, head):
 def train(net, steps, autocast=False):
     latents = clips(4, 5)
     target, losses = targets(net, latents), []
-    optimizer = torch.optim.AdamW(net.parameters(), 3e-3)
+    optimizer = torch.optim.AdamW(net.parameters(), 3e-3, fused=True)
     for _ in range(steps):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             out = net(latents, lengths=torch.tensor([5, 3, 1, 5]))
@@ -263,7 +295,7 @@ def train(net, steps, autocast=False):
 
 
 @every_kind
-def test_dropout_trains(gaussian, head):
+def test_dropout_trains(gaussian, head, unchecked):
     losses = train(small(gaussian=gaussian, head=head, dropout=0.1).train(), 30)
     assert losses.isfinite().all() and losses[-5:].mean() < 0.9 * losses[:5].mean()
 
@@ -275,7 +307,7 @@ def test_dropout_drops_in_training_only():
 
 
 @pytest.mark.parametrize("gaussian, head", [("latent", "regression"), ("bottleneck", "token")])
-def test_bf16_autocast_trains_200_steps_without_nan(gaussian, head):
+def test_bf16_autocast_trains_200_steps_without_nan(gaussian, head, unchecked):
     net = small(gaussian=gaussian, head=head, width=8, heads=1).train()
     losses = train(net, 200, autocast=True)
     assert losses.isfinite().all() and losses[-10:].mean() < 0.7 * losses[:10].mean()
@@ -337,6 +369,8 @@ def test_messages(unchecked):
     for wrong in (torch.randn(2, 6, 3, 3, 5), torch.randn(2, 6, 4, 5, 3), torch.randn(6, 4, 3, 5)):
         with pytest.raises(ValueError, match=r"latents must have shape \(B T D h w\), \(D h w\) = \(4, 3, 5\)"):
             net(wrong)
+        with pytest.raises(ValueError, match=r"target must have latents' shape, \(2, 6, 4, 3, 5\), got \([0-9, ]+\)$"):
+            net(clips(), target=wrong)
     with pytest.raises(ValueError, match="window"):
         net.empty_cache(2)
 

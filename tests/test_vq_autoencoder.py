@@ -1,15 +1,19 @@
 """Chapter 03: the quantizers agree with a library, training resumes exactly, weights load safely."""
 
 import copy
+import dataclasses
 import json
 import math
+import os
 import pickle
 import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 import vector_quantize_pytorch as library
+from processes import RUNS, train_quantizer, train_quantizers
 
 import stt_lite as stt
 
@@ -127,6 +131,21 @@ def test_dead_codewords_come_back_to_life():
         return stt.codebook_usage(quantizer.eval()(torch.randn(4, 4, 8, 8) + 10.0)[1], 32)
 
     assert usage(dead_below=0.0) < 0.2 and usage(dead_below=0.1) > 0.9
+
+
+def test_processes_share_one_codebook(tmp_path):
+    """Two processes with half of each batch: one codebook in both, that of the whole batch."""
+    batches = torch.randn(6, 8, 4, 5, 5) + torch.arange(8).view(8, 1, 1, 1)  # the halves differ
+    torch.multiprocessing.spawn(train_quantizers, (str(tmp_path), batches), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    for name in RUNS:
+        for buffer, value in first[name].items():
+            assert torch.equal(value, second[name][buffer]), (name, buffer)
+    alone = train_quantizer(RUNS["follows"], batches, seed=1)
+    for buffer, value in alone.items():
+        torch.testing.assert_close(first["follows"][buffer], value, atol=1e-5, rtol=1e-5)
+    half = train_quantizer(RUNS["follows"], batches[:, :4], seed=1)
+    assert not torch.allclose(half["codebook"], alone["codebook"], atol=0.1)
 
 
 def test_usage_and_perplexity():
@@ -258,6 +277,7 @@ def test_bad_latents_and_indices_are_refused(tokenizer, unchecked):
 def test_bad_configs_are_refused(bad, message, unchecked):
     with pytest.raises(ValueError, match=message):
         stt.TokenizerConfig(**bad)
+    assert stt.TokenizerConfig(levels=[8, 8]).levels == (8, 8)
 
 
 # --- weights
@@ -275,7 +295,7 @@ def test_saved_and_loaded_are_equal(tokenizer, tmp_path):
 def test_fsq_tokenizer_saves_and_loads(tmp_path):
     config = stt.TokenizerConfig(width=16, quantizer="fsq", levels=(5, 5), latent_channels=2, codebook_size=25)
     loaded = stt.load_tokenizer(stt.save_tokenizer(stt.Tokenizer(config), tmp_path / "f.safetensors"))
-    assert loaded.config == config
+    assert loaded.config == config and isinstance(loaded.config.levels, tuple)  # JSON makes a list of it
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip"])
@@ -331,18 +351,62 @@ def test_unknown_names_get_the_closest_match(tmp_path):
 
 def test_a_failed_save_keeps_the_old_file(tokenizer, tmp_path, monkeypatch):
     path = stt.save_tokenizer(tokenizer, tmp_path / "mine.safetensors")
-    before = path.read_bytes()
-    from pathlib import Path
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
 
-    def full_disk(self, content):
+    def full_disk(descriptor):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with torch.no_grad():
         next(tokenizer.parameters()).add_(1)
     with pytest.raises(OSError, match="No space left"):
         stt.save_tokenizer(tokenizer, path)
-    assert path.read_bytes() == before
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before  # and no .part is left
+
+
+def test_write_file_replaces_in_one_step(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "folder" / "note.txt"
+    stt.write_file(path, b"old")
+    seen, replace = [], os.replace
+
+    def watch(source, target):
+        seen.append((Path(source).name, Path(source).read_bytes(), path.read_bytes()))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watch)
+    stt.write_file(path, b"new")
+    assert seen == [("note.txt.part", b"new", b"old")]
+    assert path.read_bytes() == b"new" and [file.name for file in path.parent.iterdir()] == ["note.txt"]
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):  # no folder there, and none can be made
+        stt.write_file(tmp_path / "file" / "note.txt", b"new")
+
+
+@dataclasses.dataclass(frozen=True)
+class LineConfig:
+    sizes: tuple[int, int] = (2, 3)
+
+
+class Line(torch.nn.Linear):
+    def __init__(self, config):
+        super().__init__(*config.sizes)
+        self.config = config
+
+
+def build_line(fields):
+    return Line(LineConfig(**fields | {"sizes": tuple(fields["sizes"])}))
+
+
+def test_weights_of_any_module_save_and_load(tmp_path, tokenizer):
+    line = Line(LineConfig())
+    path = stt.save_weights(line, tmp_path / "line.safetensors", {"note": "mine"})
+    loaded = stt.load_weights(path, "line", build_line)
+    assert loaded.config == line.config and torch.equal(loaded.weight, line.weight) and not loaded.training
+    assert json.loads(path.with_suffix(".json").read_text())["config"] == {"sizes": [2, 3]}
+    with pytest.raises(ValueError, match="t.safetensors is not a whole line file: KeyError: 'sizes'"):
+        stt.load_weights(stt.save_tokenizer(tokenizer, tmp_path / "t.safetensors"), "line", build_line)
+    with pytest.raises(ValueError, match="no bundled line 'moving-mnist'. Bundled: none"):
+        stt.load_weights("moving-mnist", "line", build_line)
 
 
 BUNDLES = {"moving-mnist-tiny": (32, 1, 8, 1.2), "moving-mnist": (64, 2, 16, 3.0)}
@@ -354,12 +418,16 @@ def test_bundled_tokenizers_meet_their_target(name):
     size, digits, grid, target = BUNDLES[name]
     tokenizer = stt.load_tokenizer(name)
     clips = stt.moving_mnist(100, 20, size, digits, split="test", seed=1)
-    error = (tokenizer.reconstruct(clips) - clips).square().sum((2, 3, 4)).mean().item()
+    errors, indices = [], []
+    with torch.no_grad():
+        for frames in clips.flatten(0, 1).split(256):
+            latents, tokens = tokenizer.quantize(tokenizer.encode(frames))
+            errors.append((tokenizer.decode(latents) - frames).square().sum((1, 2, 3)))
+            indices.append(tokens)
+    error, indices = torch.cat(errors).mean().item(), torch.cat(indices)
     record = json.loads((stt.weights_folder() / f"{name}-tokenizer.json").read_text())
     assert error == pytest.approx(record["metrics"]["reconstruction_squared_error_per_frame"], rel=0.02)
     assert error <= target
-    with torch.no_grad():
-        indices = torch.cat([tokenizer.quantize(tokenizer.encode(part))[1] for part in clips.flatten(0, 1).split(256)])
     assert indices.shape[1:] == (grid, grid)
     assert stt.codebook_usage(indices, tokenizer.config.codebook_size) >= 0.9
     file = stt.weights_folder() / f"{name}-tokenizer.safetensors"

@@ -1,0 +1,669 @@
+# Extracted from notebooks/08_training.ipynb by "make extract": edit the notebook, not this file.
+"""Training: one loop for the tokenizer and the transformer, on a CPU, a GPU or several. Built in chapter 08."""
+
+import hashlib
+import io
+import json
+import math
+import os
+import pickle
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import matplotlib.pyplot as plt
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+from stt_lite.moving_mnist import moving_mnist
+from stt_lite.transformer import SpatialTemporalTransformer, TransformerConfig, prediction_error
+from stt_lite.video import film_strip
+from stt_lite.vq_autoencoder import (
+    Tokenizer, TokenizerConfig, load_tokenizer, load_weights, save_tokenizer, save_weights, weights_folder, write_file,
+)  # fmt: skip
+
+__all__ = [
+    "MuonAdamW", "PRESETS", "TokenizerObjective", "TrainingConfig", "TransformerObjective", "corrupt", "fit",
+    "live_view", "load_transformer", "orthogonalize", "roll_out", "save_transformer", "snap", "train", "warmup_cosine",
+]  # fmt: skip
+
+
+def orthogonalize(update: Float[Tensor, "n a b"], steps: int = 5) -> Float[Tensor, "n a b"]:
+    """The nearest matrices whose singular values are all about 1, by a Newton-Schulz iteration (Jordan et al., 2024).
+
+    In float32 on a CPU and bfloat16 on a GPU; singular values end between about 0.7 and 1.2.
+    """
+    x = update if update.device.type == "cpu" else update.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # no singular value above 1
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return (x.mT if tall else x).to(update.dtype)
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for the layers' matrices, AdamW for everything else (embeddings, norms, convolutions, the head).
+
+    Muon (Jordan et al., 2024) is momentum whose step is orthogonalized, so that it moves a matrix equally far in all of
+    its directions.
+
+    Args:
+        matrices: parameters of two dimensions for Muon; may be empty.
+        others: parameters for AdamW.
+        muon_rate, adamw_rate: peak learning rates.
+        momentum: Muon's share of the old average, in [0, 1).
+        betas: AdamW's.
+    """
+
+    def __init__(self, matrices, others, muon_rate=0.02, adamw_rate=2e-3, momentum=0.95, betas=(0.9, 0.95)):
+        groups = [
+            {"params": list(others), "lr": adamw_rate, "peak": adamw_rate, "muon": False},
+            {"params": list(matrices), "lr": muon_rate, "peak": muon_rate, "muon": True},
+        ]
+        super().__init__([group for group in groups if group["params"]], {"momentum": momentum, "betas": betas})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            for p in params:
+                if not self.state[p]:
+                    self.state[p]["average"] = torch.zeros_like(p)
+                    if not group["muon"]:
+                        self.state[p] |= {"square": torch.zeros_like(p), "step": torch.zeros(())}
+            if group["muon"]:
+                self._muon(params, group)
+            elif params:
+                state = [self.state[p] for p in params]
+                adamw(
+                    params, [p.grad for p in params], [s["average"] for s in state], [s["square"] for s in state], [],
+                    [s["step"] for s in state], foreach=True, amsgrad=False, beta1=group["betas"][0],
+                    beta2=group["betas"][1], lr=group["lr"], weight_decay=0.0, eps=1e-8, maximize=False,
+                )  # fmt: skip
+
+    def _muon(self, params, group) -> None:
+        for shape in {p.shape for p in params}:  # matrices of one shape go through together
+            same = [p for p in params if p.shape == shape]
+            for p in same:
+                self.state[p]["average"].lerp_(p.grad, 1 - group["momentum"])
+            update = torch.stack([p.grad.lerp(self.state[p]["average"], group["momentum"]) for p in same])  # Nesterov
+            rate = group["lr"] * math.sqrt(max(1, shape[0] / shape[1]))
+            for p, change in zip(same, orthogonalize(update)):
+                p.sub_(change, alpha=rate)
+
+
+def warmup_cosine(progress: float, warmup: float = 0.02, last: float = 0.01) -> float:
+    """Factor on the learning rate at `progress` in [0, 1]: a straight line up to 1, then half a cosine down to `last`."""
+    if progress < warmup:
+        return progress / warmup
+    return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def moving_average(decay: float) -> Callable:
+    """How `torch.optim.swa_utils.AveragedModel` updates its weights; at first it follows the model more closely."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        weight = 1 - ((1 + count) / (10 + count)).clamp(max=decay)
+        for old, new in zip(averaged, current):
+            old.lerp_(new, weight.to(old.dtype))
+
+    return update
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One training run. `stt-lite train --help` and `python -m stt_lite.training --help` list the same fields.
+
+    Args:
+        out: folder for weights, their records and checkpoints; a run that stopped goes on from what lies there.
+        size, digits, frames, stochastic, source: the clips, see `moving_mnist`.
+        tokenizer: a bundled tokenizer's name or a path; None trains one first.
+        codebook_size: codewords K of a tokenizer trained here.
+        tokenizer_share: share of the budget for that tokenizer, in (0, 1).
+        width, layers, heads, gaussian, head: the transformer, see `TransformerConfig`.
+        start: a bundled transformer's name or a path to start from; None starts from random weights.
+        minutes: time budget, saving and evaluation not counted.
+        steps: step budget; instead of `minutes`.
+        batch: clips per step, over all processes together.
+        adamw_rate, muon_rate: peak learning rates; warm-up and cosine follow the budget.
+        clip: largest norm of the gradient.
+        average: decay of the moving average of the transformer's weights, in [0, 1).
+        pixel_weight: weight of the squared error in pixels, through the frozen decoder, next to that in latents.
+        beta: weight of the KL, in squared latent units per nat: how much a nat of z must save to be worth its price.
+        corruption: up to this share of the context's tokens is replaced by random ones.
+        rollout_share: share of the budget, at its end, in which the context holds the model's own rollouts.
+        seed: everything random follows from it and the step.
+        precision: "no" (float32), "bf16" or "fp16"; "auto" takes bf16, or fp16 on a GPU without it, or "no" on a CPU.
+        compile: torch.compile; None: on a GPU only.
+        checkpoint_seconds: time between two checkpoints; 0 writes one after every step.
+        tensorboard: also log to `out`/tensorboard.
+    """
+
+    out: Path = Path("runs/moving-mnist-tiny")
+    size: int = 32
+    digits: int = 1
+    frames: int = 20
+    stochastic: bool = False
+    source: Literal["bundled", "full"] = "bundled"
+    tokenizer: str | None = None
+    codebook_size: int = 256
+    tokenizer_share: float = 0.2
+    width: int = 64
+    layers: int = 3
+    heads: int = 4
+    gaussian: Literal["latent", "bottleneck", "off"] = "latent"
+    head: Literal["regression", "token"] = "regression"
+    start: str | None = None
+    minutes: float | None = 10.0
+    steps: int | None = None
+    batch: int = 4
+    adamw_rate: float = 2e-3
+    muon_rate: float = 0.02
+    clip: float = 1.0
+    average: float = 0.995
+    pixel_weight: float = 1.0
+    beta: float = 8.0
+    corruption: float = 0.05
+    rollout_share: float = 0.15
+    seed: int = 0
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    compile: bool | None = None
+    checkpoint_seconds: float = 60.0
+    tensorboard: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "out", Path(self.out))
+        if (self.steps is None) == (self.minutes is None):
+            raise ValueError(f"give either steps or minutes, got steps={self.steps} and minutes={self.minutes}")
+        for name in ("steps", "minutes", "batch", "frames", "clip", "adamw_rate", "muon_rate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value!r}")
+        for name in ("average", "corruption", "rollout_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
+        if not 0 < self.tokenizer_share < 1:
+            raise ValueError(f"tokenizer_share must be in (0, 1), got {self.tokenizer_share!r}")
+
+
+class TokenizerObjective(nn.Module):
+    """What the tokenizer minimizes: squared error per latent and commitment loss, on single frames."""
+
+    def __init__(self, model: Tokenizer, config: TrainingConfig):
+        super().__init__()
+        self.model, self.config = model, config
+
+    averaged = False  # its codebook is a moving average already
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return MuonAdamW([], self.model.parameters(), adamw_rate=self.config.adamw_rate)
+
+    def sample(self, generator: torch.Generator, device: torch.device) -> Tensor:
+        """Frames of one step, of all processes together, as clips of one frame."""
+        c = self.config
+        return moving_mnist(
+            4 * c.batch, 1, c.size, c.digits, stochastic=c.stochastic, source=c.source, generator=generator, device=device
+        )
+
+    def prepare(self, clips: Tensor, progress: float, generator: torch.Generator, mine: Callable) -> dict:
+        """Arguments of `forward`, for this process's part of the clips."""
+        return {"frames": mine(clips)[:, 0].contiguous(memory_format=torch.channels_last)}
+
+    def forward(self, frames: Float[Tensor, "B C H W"]) -> tuple[Tensor, dict]:
+        """The loss, and what else is worth a line in the log."""
+        reconstruction, indices, commitment = self.model(frames)
+        error = (reconstruction.float() - frames).square().flatten(1).sum(1).mean()
+        return error / indices[0].numel() + self.model.config.commitment * commitment, {"pixels": error.detach()}
+
+    @torch.no_grad()
+    def show(self, model: Tokenizer) -> tuple[dict[str, Tensor], None]:
+        """A held-out clip and its reconstruction."""
+        clip = held_out(self.config, 1, next(model.parameters()).device)[0]
+        return {"held-out clip": clip, "reconstruction": model.reconstruct(clip)}, None
+
+
+def held_out(config: TrainingConfig, n: int, device: torch.device) -> Float[Tensor, "n T C H W"]:
+    """Clips of held-out digits, the same at every call."""
+    return moving_mnist(
+        n, config.frames, config.size, config.digits, split="test", stochastic=config.stochastic, source=config.source,
+        seed=1, device=device,
+    )  # fmt: skip
+
+
+def snap(tokenizer: Tokenizer, prediction: Float[Tensor, "B D_or_K h w"], head: str) -> Float[Tensor, "B D h w"]:
+    """The codewords of a prediction: the nearest ones of the regression head, the likeliest ones of the token head."""
+    return tokenizer.codes(tokenizer.quantize(prediction)[1] if head == "regression" else prediction.argmax(1))
+
+
+@torch.no_grad()
+def roll_out(
+    net: SpatialTemporalTransformer,
+    tokenizer: Tokenizer,
+    latents: Float[Tensor, "B T D h w"],
+    prompt: int,
+    noise: Float[Tensor, "B T L h w Z"] | None = None,
+    temperature: float = 1.0,
+) -> Float[Tensor, "B T D h w"]:
+    """The first `prompt` frames as they are, all later ones from the model itself, one after the other.
+
+    Args:
+        latents: of whole clips; only the first `prompt` frames are looked at.
+        prompt: frames to keep, 1 to T.
+        noise: from `net.draw_noise`.
+    """
+    B, T = latents.shape[:2]
+    noise = net.draw_noise(B, T) if noise is None else noise
+    cache, frames = net.empty_cache(B, window=T), []
+    for t in range(T):
+        known = latents[:, t] if t < prompt else None
+        target = known if net.config.gaussian == "latent" else None
+        prediction, cache = net.step(frames[-1] if frames else None, cache, noise[:, t], target, temperature)
+        frames.append(snap(tokenizer, prediction, net.config.head) if known is None else known)
+    return torch.stack(frames, dim=1)
+
+
+def corrupt(
+    latents: Float[Tensor, "B T D h w"],
+    tokenizer: Tokenizer,
+    rate: Float[Tensor, "B"],
+    chance: Float[Tensor, "B T h w"],
+    random: Int[Tensor, "B T h w"],
+) -> Float[Tensor, "B T D h w"]:
+    """Replace tokens where `chance`, drawn evenly from [0, 1), is below the clip's `rate`, by the codewords `random`."""
+    codes = tokenizer.codes(random.flatten(0, 1)).view_as(latents)
+    return torch.where((chance < rate[:, None, None, None])[:, :, None], codes, latents)
+
+
+class TransformerObjective(nn.Module):
+    """What the transformer minimizes: the error of each frame in latents and in pixels, and the price of its z."""
+
+    def __init__(self, model: SpatialTemporalTransformer, tokenizer: Tokenizer, config: TrainingConfig):
+        super().__init__()
+        self.model, self.tokenizer, self.config = model, tokenizer.requires_grad_(False).eval(), config
+
+    averaged = True
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.tokenizer.eval()  # frozen: its codebook does not move either
+        return self
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        inner = {id(m.weight) for m in self.model.layers.modules() if isinstance(m, nn.Linear)}
+        matrices = [p for p in self.model.parameters() if id(p) in inner]
+        others = [p for p in self.model.parameters() if id(p) not in inner]
+        return MuonAdamW(matrices, others, self.config.muon_rate, self.config.adamw_rate)
+
+    def sample(self, generator: torch.Generator, device: torch.device) -> Tensor:
+        """Clips of one step, of all processes together."""
+        c = self.config
+        return moving_mnist(
+            c.batch, c.frames, c.size, c.digits, stochastic=c.stochastic, source=c.source, generator=generator,
+            device=device,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def prepare(self, clips: Tensor, progress: float, generator: torch.Generator, mine: Callable) -> dict:
+        """Arguments of `forward`, for this process's part of the clips: what the model sees, and what it should say."""
+        model, tokenizer, c = self.model, self.tokenizer, self.config
+        B, T, h, w = *clips.shape[:2], *model.config.grid
+        draw = dict(generator=generator, device=clips.device)  # drawn for all processes, so that all agree
+        noise = mine(model.draw_noise(B, T, generator))
+        rate, chance = mine(c.corruption * torch.rand(B, **draw)), mine(torch.rand(B, T, h, w, **draw))
+        random = mine(torch.randint(tokenizer.quantizer.codebook_size, (B, T, h, w), **draw))
+        prompt = torch.randint(c.frames // 4, c.frames, (), **draw).item()
+        clips = mine(clips)
+        target, indices = tokenizer.quantize(tokenizer.encode(clips.flatten(0, 1)))
+        target, indices = target.unflatten(0, clips.shape[:2]), indices.unflatten(0, clips.shape[:2])
+        context = corrupt(target, tokenizer, rate, chance, random)
+        if progress > 1 - c.rollout_share:  # the last part: learn to continue what it made itself
+            context = roll_out(model, tokenizer, context, prompt, noise)
+        return dict(clips=clips, context=context, target=target, indices=indices, noise=noise)
+
+    def forward(self, clips, context, target, indices, noise) -> tuple[Tensor, dict]:
+        """The loss, and what else is worth a line in the log."""
+        c, latents_per_frame = self.config, target[0, 0, 0].numel()
+        out = self.model(context, noise=noise, target=target)
+        error = prediction_error(out.prediction, target if c.head == "regression" else indices)  # (B T)
+        loss = error.mean() + c.beta * out.kl.sum(-1).mean()
+        logs = {"latents": error.detach().mean(), "nats": out.kl.detach().sum(-1).mean()}
+        if c.pixel_weight and c.head == "regression":
+            decoded = self.tokenizer.decoder(out.prediction.flatten(0, 1)).float().unflatten(0, clips.shape[:2])
+            pixels = (decoded - clips).square().sum((2, 3, 4))  # (B T)
+            loss = loss + c.pixel_weight * pixels.mean()
+            logs["pixels"] = pixels.detach().mean()
+        return loss / latents_per_frame, logs
+
+    @torch.no_grad()
+    def show(self, model: SpatialTemporalTransformer) -> tuple[dict[str, Tensor], int]:
+        """A held-out clip, what the model makes of its first three quarters, and how many frames those are."""
+        clip, prompt = held_out(self.config, 1, next(model.parameters()).device)[0], 3 * self.config.frames // 4
+        latents = self.tokenizer.quantize(self.tokenizer.encode(clip))[0]
+        rolled = roll_out(model, self.tokenizer, latents[None], prompt, temperature=0.0)[0]
+        return {"held-out clip": clip, "continued": self.tokenizer.decode(rolled)}, prompt
+
+
+@dataclass
+class Progress:
+    """Where a run stands: what a checkpoint holds besides weights and optimizer."""
+
+    step: int = 0
+    seconds: float = 0.0  # of training, without saving and showing
+    history: list[list[float]] = field(default_factory=list)  # step, seconds and mean loss, every five steps
+
+    def done(self, config: TrainingConfig, share: float) -> float:
+        """How much of the budget is used up, from 0 to 1."""
+        if config.steps is not None:
+            return self.step / max(1, round(share * config.steps))
+        return self.seconds / (60 * share * config.minutes)
+
+
+def seed_everything(seed: int, step: int, device: torch.device) -> list[torch.Generator]:
+    """Seed torch's global generators, and return a generator on the CPU and one on the device, for one step alone.
+
+    No state of a generator has to be saved: seed and step bring it back, whatever ran before and on however many
+    processes.
+    """
+    mixed = int.from_bytes(hashlib.sha256(f"{seed} {step}".encode()).digest()[:7], "little")
+    torch.manual_seed(mixed)
+    return [torch.Generator("cpu").manual_seed(mixed + 1), torch.Generator(device).manual_seed(mixed + 2)]
+
+
+MAY_CHANGE = {"out", "steps", "minutes", "precision", "compile", "checkpoint_seconds", "tensorboard"}
+
+
+def save_checkpoint(path: Path, config: TrainingConfig, progress: Progress, **parts) -> None:
+    """Write config, progress and the `state_dict` of each part, in one step: a killed run leaves the old file whole.
+
+    Raises:
+        OSError: a folder that cannot be written or a full disk; the last checkpoint is still there.
+    """
+    state = {name: part.state_dict() for name, part in parts.items() if part is not None}
+    buffer = io.BytesIO()
+    torch.save({"config": plain(config), "progress": asdict(progress), **state}, buffer)
+    try:
+        write_file(path, buffer.getvalue())
+    except OSError as error:
+        kept = "the one before it is still there" if path.exists() else "there is none before it"
+        raise OSError(error.errno, f"could not write the checkpoint of step {progress.step} ({error.strerror}); {kept}", str(path)) from error
+
+
+def load_checkpoint(path: Path, config: TrainingConfig, **parts) -> Progress:
+    """Bring the parts back to where `save_checkpoint` found them, and return the progress.
+
+    Raises:
+        ValueError: a checkpoint of another config, or a file that is not a checkpoint.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        then, progress = state["config"], Progress(**state["progress"])
+    except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is not a whole checkpoint: {type(error).__name__}") from error
+    now = plain(config)
+    other = [f"{name} = {then.get(name)!r}, now {now[name]!r}" for name in now if name not in MAY_CHANGE and then.get(name) != now[name]]
+    if other:
+        raise ValueError(f"{path} is the checkpoint of another config: {', '.join(other)}; choose another `out`")
+    for name, part in parts.items():
+        if part is not None:
+            part.load_state_dict(state[name])
+    return progress
+
+
+def plain(config: TrainingConfig) -> dict:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+
+
+def fit(
+    objective: nn.Module, name: str, share: float, config: TrainingConfig, accelerator, watch: Callable | None = None
+) -> tuple[nn.Module, Progress]:
+    """Train `objective.model` until `share` of the config's budget is used, going on from the last checkpoint if any.
+
+    Args:
+        objective: `TokenizerObjective` or `TransformerObjective`.
+        name: of the checkpoint, `out`/`name`.checkpoint.
+        share: of the config's budget, in (0, 1].
+        accelerator: an `accelerate.Accelerator`, which knows devices, processes and precision.
+        watch: called now and then on the main process as `watch(name, progress, clips, prompt_frames)`, see `live_view`.
+
+    Returns:
+        The trained model, averaged over the last steps where the objective says so, and the progress.
+
+    Raises:
+        FloatingPointError: the loss is not finite. The message names the step; the last good checkpoint stays.
+        ValueError: the folder's checkpoint belongs to another config.
+    """
+    device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
+    model, path = objective.to(device).train().model, config.out / f"{name}.checkpoint"
+    optimizer = objective.optimizer()
+    average = AveragedModel(model, multi_avg_fn=moving_average(config.average)) if objective.averaged else None
+    parts = {"model": model, "optimizer": optimizer, "average": average, "scaler": accelerator.scaler}
+    progress = load_checkpoint(path, config, **parts) if path.exists() else Progress()
+    trained, stepper = accelerator.prepare(objective, optimizer)
+    budget = round(share * config.steps) if config.steps else round(60 * share * config.minutes)
+    begun = progress.step if config.steps else min(budget, int(progress.seconds))
+    bar = tqdm(desc=name, total=budget, initial=begun, unit="step" if config.steps else "s", disable=not accelerator.is_main_process)
+    pace, pauses, recent = time.perf_counter(), {"save": time.perf_counter(), "show": time.perf_counter()}, []
+    while (done := progress.done(config, share)) < 1:
+        start = time.perf_counter()
+        on_cpu, on_device = seed_everything(config.seed, progress.step, device)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * warmup_cosine(done)
+        with accelerator.autocast():
+            clips = objective.sample(on_cpu, device)
+            batch = objective.prepare(clips, done, on_device, lambda x: x[rank::processes])
+        loss, logs = trained(**batch)
+        report = torch.stack([torch.tensor(progress.seconds, device=device), loss.detach().float(), *logs.values()])
+        progress.seconds, mean, *values = accelerator.reduce(report, "mean").tolist()  # so that all stop together
+        if not math.isfinite(mean):
+            kept = f"{path} is the last good one" if path.exists() else "there is none yet"
+            raise FloatingPointError(f"the loss is {mean} at step {progress.step} of the {name}; checkpoint: {kept}")
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), config.clip)
+        stepper.step()
+        stepper.zero_grad()
+        if average is not None:
+            average.update_parameters(model)
+        progress.step += 1
+        progress.seconds += time.perf_counter() - start
+        recent.append(mean)
+        ended = progress.done(config, share) >= 1
+        if not accelerator.is_main_process:
+            continue
+        bar.update(1 if config.steps else min(bar.total, int(progress.seconds)) - bar.n)
+        if progress.step % 5 == 0 or ended:
+            progress.history.append([progress.step, progress.seconds, sum(recent) / len(recent)])
+            now = time.perf_counter()
+            speed, pace = len(recent) * len(clips) / (now - pace), now
+            bar.set_postfix_str(f"loss {progress.history[-1][2]:.4f}, {speed:.1f} clips/s", refresh=False)
+            accelerator.log({f"{name}/loss": mean} | {f"{name}/{key}": v for key, v in zip(logs, values)}, progress.step)
+            recent.clear()
+        if ended or time.perf_counter() - pauses["save"] >= config.checkpoint_seconds:
+            save_checkpoint(path, config, progress, **parts)
+            pauses["save"] = time.perf_counter()
+        if watch is not None and (ended or time.perf_counter() - pauses["show"] >= 5):
+            shown = model if average is None else average.module
+            watch(name, progress, *objective.show(shown.eval()))
+            objective.train()
+            pauses["show"] = time.perf_counter()
+    bar.close()
+    accelerator.wait_for_everyone()
+    accelerator.free_memory()
+    return (model if average is None else average.module).eval(), progress
+
+
+def save_transformer(net: SpatialTemporalTransformer, path: str | os.PathLike, record: dict | None = None) -> Path:
+    """Write a transformer as safetensors, and beside it a JSON record with its hash. As `save_tokenizer`."""
+    return save_weights(net, path, record)
+
+
+def load_transformer(name: str | os.PathLike, device: torch.device | str = "cpu") -> SpatialTemporalTransformer:
+    """Load a bundled transformer by name, or any by the path of its .safetensors file, in eval mode.
+
+    Raises:
+        ValueError, FileNotFoundError: as `load_tokenizer`.
+    """
+    return load_weights(name, "transformer", lambda c: SpatialTemporalTransformer(TransformerConfig(**c | {"grid": tuple(c["grid"])})), device)
+
+
+def train(config: TrainingConfig, watch: Callable | None = None) -> Path:
+    """Train a tokenizer, unless the config names one, then a transformer on its latents.
+
+    Called again with the same config, it goes on where the last checkpoint in `config.out` stands. The same call serves
+    one process and several (`accelerate launch -m stt_lite.training`, `accelerate.notebook_launcher`).
+
+    Args:
+        watch: see `live_view`.
+
+    Returns:
+        The folder: tokenizer.safetensors, transformer.safetensors, a record of each, and the checkpoints.
+
+    Raises:
+        ValueError: a batch that the processes can't share evenly, or a checkpoint of another config.
+        ImportError: `tensorboard` asked for but not installed.
+        FloatingPointError: the loss is not finite.
+        OSError: a folder that cannot be written, a full disk.
+    """
+    from accelerate import Accelerator, PartialState  # takes seconds to import, and generation does without
+    from accelerate.utils import parse_flag_from_env
+
+    if config.tensorboard and find_spec("tensorboard") is None:
+        raise ImportError("tensorboard=True needs the package tensorboard: pip install tensorboard")
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU", not torch.cuda.is_available())
+    device = PartialState(cpu=cpu).device
+    compiled = device.type == "cuda" if config.compile is None else config.compile
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=mixed_precision(device) if config.precision == "auto" else config.precision,
+        dynamo_backend="inductor" if compiled else "no",
+        log_with="tensorboard" if config.tensorboard else None,
+        project_dir=config.out,
+    )
+    device, main = accelerator.device, accelerator.is_main_process
+    if config.batch % accelerator.num_processes:
+        raise ValueError(f"batch must be a multiple of the {accelerator.num_processes} processes, got {config.batch}")
+    if main:  # a folder that can't be written stops the run here
+        write_file(config.out / "config.json", json.dumps(plain(config), indent=2).encode())
+    accelerator.init_trackers("tensorboard")
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # the caller's generators stay
+        seed_everything(config.seed, -1, device)
+        if config.tokenizer is None:
+            tokenizer = Tokenizer(TokenizerConfig(codebook_size=config.codebook_size)).to(memory_format=torch.channels_last)
+            share = config.tokenizer_share
+            tokenizer, progress = fit(TokenizerObjective(tokenizer, config), "tokenizer", share, config, accelerator, watch)
+            notes = run_record(config, progress, accelerator)
+        else:
+            tokenizer, share, notes = load_tokenizer(config.tokenizer), 0.0, {"copied_from": config.tokenizer}
+        tokenizer = tokenizer.to(device).eval()
+        if main:
+            save_tokenizer(tokenizer, config.out / "tokenizer.safetensors", notes)
+        grid = config.size // tokenizer.config.downsample
+        shape = TransformerConfig(
+            latent_channels=tokenizer.config.latent_channels, grid=(grid, grid), width=config.width, layers=config.layers,
+            heads=config.heads, codebook_size=tokenizer.quantizer.codebook_size, gaussian=config.gaussian, head=config.head,
+        )  # fmt: skip
+        seed_everything(config.seed, -2, device)
+        net = SpatialTemporalTransformer(shape)
+        if grid * tokenizer.config.downsample != config.size:
+            raise ValueError(f"size must be a multiple of the tokenizer's {tokenizer.config.downsample}, got {config.size}")
+        if config.start is not None:
+            net.load_state_dict(load_transformer(config.start).state_dict())
+        net, progress = fit(TransformerObjective(net, tokenizer, config), "transformer", 1 - share, config, accelerator, watch)
+        if main:
+            notes = run_record(config, progress, accelerator) | {"clips_seen": progress.step * config.batch}
+            notes["tokenizer_sha256"] = json.loads((config.out / "tokenizer.json").read_text())["sha256"]
+            save_transformer(net, config.out / "transformer.safetensors", notes)
+    accelerator.end_training()
+    return config.out
+
+
+def mixed_precision(device: torch.device) -> str:
+    """The fastest precision that is safe: bf16 where a GPU has it, else fp16 (a T4), on a CPU float32 ("no")."""
+    if device.type != "cuda":
+        return "no"
+    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+
+
+def run_record(config: TrainingConfig, progress: Progress, accelerator) -> dict:
+    """What to note of a run beside its weights."""
+    root = weights_folder().parents[1]
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
+    points = progress.history[:: max(1, len(progress.history) // 100)]
+    curve = [[round(seconds, 1), round(loss, 4)] for _, seconds, loss in points]
+    return {
+        "training": plain(config), "commit": commit or None, "hardware": hardware(accelerator.device),
+        "processes": accelerator.num_processes, "precision": accelerator.mixed_precision, "torch": torch.__version__,
+        "seed": config.seed, "steps": progress.step, "seconds": round(progress.seconds),
+        "data": {name: getattr(config, name) for name in ("size", "digits", "frames", "stochastic", "source")},
+        "licence": "Apache-2.0", "curve": curve,
+    }  # fmt: skip
+
+
+def hardware(device: torch.device) -> str:
+    """The processor's name as its system tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"CPU, {torch.get_num_threads()} threads, {names[0] if names else platform.processor()}"
+
+
+def live_view(every: int = 2) -> Callable:
+    """For `train(config, watch=live_view())` in a notebook: loss curves and a film strip, redrawn while it trains.
+
+    Args:
+        every: show every so-many-th frame.
+    """
+    from IPython.display import display
+
+    curves, places = {}, {}
+
+    def watch(name: str, progress: Progress, clips: dict, prompt_frames: int | None) -> None:
+        curves[name] = progress.history
+        figure, axis = plt.subplots(figsize=(8, 2.2), layout="constrained")
+        for label, history in curves.items():
+            axis.plot([seconds for _, seconds, _ in history], [loss for _, _, loss in history], label=label)
+        axis.set(yscale="log", xlabel="seconds of training", ylabel="loss")
+        axis.legend(frameon=False)
+        plt.close(figure)
+        strip = film_strip(clips, prompt_frames=prompt_frames, every=every)
+        for key, picture in (("curves", figure), (name, strip)):
+            if key in places:
+                places[key].update(picture)
+            else:
+                places[key] = display(picture, display_id=True)
+
+    return watch
+
+
+MOVING_MNIST = TrainingConfig(out=Path("runs/moving-mnist"), size=64, digits=2, codebook_size=512, batch=2)
+PRESETS = {  # the first two are what is bundled, trained on a CPU; the last is for a GPU
+    "moving-mnist-tiny": TrainingConfig(tokenizer="moving-mnist-tiny", minutes=60.0),
+    "moving-mnist": replace(MOVING_MNIST, tokenizer="moving-mnist", minutes=180.0),
+    "moving-mnist-large": replace(
+        MOVING_MNIST, out=Path("runs/moving-mnist-large"), width=256, layers=8, heads=8, batch=64, minutes=60.0
+    ),
+}
+
+
+def main() -> None:
+    """`python -m stt_lite.training PRESET --minutes 10`, also under `accelerate launch`."""
+    import tyro
+
+    presets = {name: (f"{c.size}x{c.size}, digits: {c.digits}, width {c.width}, layers {c.layers}", c) for name, c in PRESETS.items()}
+    print(f"trained: {train(tyro.extras.overridable_config_cli(presets))}")
+
+
+if __name__ == "__main__" and "__file__" in globals():  # a notebook is __main__ too, but has no file
+    main()

@@ -1,0 +1,346 @@
+"""Chapter 08: the optimizer against torch's own, exact resume, several processes, and runs that must stop."""
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import safetensors.torch
+import stt_lite as stt
+import stt_lite.training as training
+import torch
+from conftest import ROOT
+
+TINY = dict(width=16, layers=2, heads=2, batch=2, frames=6, minutes=None, steps=8, checkpoint_seconds=0.0)
+
+
+def tiny(folder, **changes):
+    return stt.TrainingConfig(out=folder, **TINY | {"tokenizer": "moving-mnist-tiny"} | changes)
+
+
+def command(folder, launcher=("-m", "stt_lite.training"), **changes):
+    """The same run as a shell command."""
+    flags = []
+    for name, value in (TINY | {"tokenizer": "moving-mnist-tiny", "out": folder} | changes).items():
+        flags += [f"--{name.replace('_', '-')}", str(value)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    return [sys.executable, *launcher, "moving-mnist-tiny", *flags], environment
+
+
+def weights(folder, name="transformer"):
+    return safetensors.torch.load_file(folder / f"{name}.safetensors")
+
+
+# --- the optimizer
+
+
+def test_orthogonalize_brings_singular_values_close_to_one():
+    torch.manual_seed(0)
+    for shape in ((2, 12, 12), (1, 8, 20), (3, 20, 8)):
+        values = torch.linalg.svdvals(training.orthogonalize(torch.randn(shape)))
+        assert 0.3 < values.min() and values.max() < 1.3, shape
+        assert values.median() > 0.6
+
+
+def test_muon_and_adamw_take_the_steps_of_torchs_own():
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch.optim.Muon came with torch 2.9")
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in ((16, 16), (48, 16), (16, 48), (5,), (3, 4, 2))]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    optimizer = stt.MuonAdamW(ours[:3], ours[3:], muon_rate=0.02, adamw_rate=0.003)
+    muon = torch.optim.Muon(theirs[:3], 0.02, weight_decay=0.0, momentum=0.95, adjust_lr_fn="original")
+    adamw = torch.optim.AdamW(theirs[3:], 0.003, betas=(0.9, 0.95), weight_decay=0.0)
+    for _ in range(5):
+        for p, q in zip(ours, theirs):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for each in (optimizer, muon, adamw):
+            each.step()
+    for p, q in zip(ours[:3], theirs[:3]):  # torch iterates in bfloat16, a CPU's float32 is the better of the two
+        assert (p - q).norm() < 0.01 * q.norm()
+        moved = (p - q).abs().max()
+        assert moved < 0.01, moved
+    for p, q in zip(ours[3:], theirs[3:]):
+        torch.testing.assert_close(p, q)
+
+
+def test_the_optimizer_knows_all_weights_once_and_saves_its_state():
+    net = stt.SpatialTemporalTransformer(stt.TransformerConfig(width=16, layers=2, heads=2))
+    objective = stt.TransformerObjective(net, stt.load_tokenizer("moving-mnist-tiny"), stt.TrainingConfig())
+    optimizer = objective.optimizer()
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in params} == {id(p) for p in net.parameters()} and len(params) == len({id(p) for p in params})
+    matrices = optimizer.param_groups[1]["params"]
+    assert all(p.ndim == 2 for p in matrices) and not any(p is net.head.weight for p in matrices)
+    for p in params:
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    again = objective.optimizer()
+    again.load_state_dict(optimizer.state_dict())
+    for p in params:
+        for name, value in optimizer.state[p].items():
+            assert torch.equal(again.state[p][name], value), name
+
+
+def test_warmup_and_cosine():
+    assert stt.warmup_cosine(0.0) == 0.0 and stt.warmup_cosine(0.02) == 1.0
+    assert stt.warmup_cosine(0.01) == pytest.approx(0.5)
+    assert stt.warmup_cosine(0.51) == pytest.approx(0.01 + 0.99 / 2)
+    assert stt.warmup_cosine(1.0) == pytest.approx(0.01)
+
+
+# --- what the model sees
+
+
+def test_corrupt_replaces_the_share_it_is_told():
+    tokenizer = stt.load_tokenizer("moving-mnist-tiny")
+    torch.manual_seed(0)
+    indices, random_codes = torch.randint(256, (2, 3, 50, 8, 8))[:, :, :20].unbind()
+    latents = tokenizer.codes(indices.flatten(0, 1)).unflatten(0, indices.shape[:2])
+    rate = torch.tensor([0.0, 0.3, 1.0])
+    seen = stt.corrupt(latents, tokenizer, rate, torch.rand(indices.shape), random_codes)
+    changed = (seen != latents).any(2).float().mean((1, 2, 3))
+    assert changed[0] == 0
+    assert abs(changed[1] - 0.3) < 0.05
+    assert changed[2] > 0.97  # one in 256 is replaced by itself
+    assert torch.equal(seen[2], tokenizer.codes(random_codes[2]).view_as(seen[2]))
+
+
+@pytest.mark.parametrize("gaussian", ["off", "latent"])
+def test_roll_out_keeps_the_prompt_and_goes_on_from_its_own_frames(gaussian):
+    torch.manual_seed(0)
+    tokenizer = stt.load_tokenizer("moving-mnist-tiny")
+    net = stt.SpatialTemporalTransformer(stt.TransformerConfig(width=16, layers=2, heads=2, gaussian=gaussian)).eval()
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    latents = tokenizer.codes(torch.randint(256, (10, 8, 8))).unflatten(0, (2, 5))
+    noise = net.draw_noise(2, 5)
+    rolled = stt.roll_out(net, tokenizer, latents, 3, noise)
+    assert torch.equal(rolled[:, :3], latents[:, :3])
+    other = latents.clone()
+    other[:, 3:] = 0
+    assert torch.equal(stt.roll_out(net, tokenizer, other, 3, noise), rolled)  # later frames are not looked at
+    if gaussian == "off":  # frame by frame equals all at once on what was rolled out
+        for t in (3, 4):
+            prediction = net(rolled[:, : t + 1], noise=noise[:, : t + 1]).prediction[:, t]
+            assert torch.equal(stt.snap(tokenizer, prediction, "regression"), rolled[:, t])
+
+
+def test_the_tokenizer_is_frozen(tmp_path):
+    before = stt.load_tokenizer("moving-mnist-tiny").state_dict()
+    folder = stt.train(tiny(tmp_path, steps=3, rollout_share=0.5))
+    after = stt.load_tokenizer(folder / "tokenizer.safetensors").state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    "changes, share", [({}, 0.8), ({"gaussian": "bottleneck"}, 0.8), ({"gaussian": "off", "head": "token"}, 0.95)]
+)
+def test_training_learns(tmp_path, changes, share):
+    folder = stt.train(tiny(tmp_path, steps=40, batch=4, rollout_share=0.0, checkpoint_seconds=600.0, **changes))
+    history = torch.load(folder / "transformer.checkpoint", weights_only=True)["progress"]["history"]
+    assert history[-1][2] < share * history[0][2], history
+    record = json.loads((folder / "transformer.json").read_text())
+    assert record["steps"] == 40 and record["clips_seen"] == 160 and record["tokenizer_sha256"]
+    assert stt.load_transformer(folder / "transformer.safetensors").config.gaussian == changes.get("gaussian", "latent")
+
+
+def test_tokenizer_and_transformer_from_nothing_on_a_time_budget(tmp_path):
+    start = time.monotonic()
+    folder = stt.train(tiny(tmp_path, tokenizer=None, steps=None, minutes=0.1, tokenizer_share=0.4))
+    assert time.monotonic() - start < 30
+    records = [json.loads((folder / f"{name}.json").read_text()) for name in ("tokenizer", "transformer")]
+    assert 2 <= records[0]["seconds"] <= 4 and 3 <= records[1]["seconds"] <= 6
+    assert stt.load_transformer(folder / "transformer.safetensors").config.codebook_size == 256
+
+
+def test_the_callers_random_numbers_stay(tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    stt.train(tiny(tmp_path, steps=2))
+    assert torch.equal(torch.rand(3), expected)
+
+
+# --- checkpoints
+
+
+def test_killed_at_random_moments_a_run_ends_with_the_same_weights(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    changes = dict(tokenizer="None", steps=40, rollout_share=0.3)
+    arguments, environment = command(whole, **changes)
+    subprocess.run(arguments, env=environment, check=True, capture_output=True)
+    arguments, environment = command(killed, **changes)
+    clock, kills = random.Random(0), 0
+    for _ in range(40):
+        process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        step = -1
+        deadline = clock.uniform(0.05, 1.0)
+        while process.poll() is None and step < 0:  # the start takes seconds: count from the first new checkpoint
+            time.sleep(0.02)
+            newest = max((p.stat().st_mtime_ns for p in killed.glob("*.checkpoint")), default=0)
+            step = 0 if newest > getattr(clock, "newest", 0) else -1
+        if process.poll() is None:
+            time.sleep(deadline)
+            process.send_signal(signal.SIGKILL)
+        clock.newest = max((p.stat().st_mtime_ns for p in killed.glob("*.checkpoint")), default=0)
+        if process.wait() == 0:
+            break
+        kills += 1
+    assert process.returncode == 0 and kills >= 2, kills
+    for name in ("tokenizer", "transformer"):
+        first, second = weights(whole, name), weights(killed, name)
+        assert all(torch.equal(first[key], second[key]) for key in first), name
+
+
+def test_two_processes_train_to_the_same_loss_and_continue_a_run_of_one(tmp_path):
+    one, two, mixed = tmp_path / "one", tmp_path / "two", tmp_path / "mixed"
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "stt_lite.training")
+    changes = dict(steps=20, batch=4, rollout_share=0.2)
+    stt.train(tiny(one, **changes))
+    arguments, environment = command(two, launcher, **changes)
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    losses = [torch.load(f / "transformer.checkpoint", weights_only=True)["progress"]["history"] for f in (one, two)]
+    assert json.loads((two / "transformer.json").read_text())["processes"] == 2
+    for (_, _, a), (_, _, b) in zip(*losses):
+        assert abs(a - b) < 0.02 * a, (a, b)
+    # the first half on one process, the second half on two
+    stop_after(10, tiny(mixed, **changes))
+    arguments, _ = command(mixed, launcher, **changes)
+    subprocess.run(arguments, env=environment, check=True, capture_output=True, cwd=tmp_path)
+    last = torch.load(mixed / "transformer.checkpoint", weights_only=True)["progress"]
+    assert last["step"] == 20 and abs(last["history"][-1][2] - losses[0][-1][2]) < 0.02 * losses[0][-1][2]
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(step, config):
+    """Train until the checkpoint of `step` is written, as a run that is interrupted there."""
+    write = training.save_checkpoint
+
+    def save_checkpoint(path, config, progress, **parts):
+        write(path, config, progress, **parts)
+        if progress.step == step:
+            raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "save_checkpoint", save_checkpoint)
+        with pytest.raises(Stop):
+            training.train(config)
+
+
+def test_a_checkpoint_of_another_config_is_refused(tmp_path):
+    stop_after(2, tiny(tmp_path))
+    with pytest.raises(ValueError, match=r"another config: width = 16, now 32; choose another `out`"):
+        stt.train(tiny(tmp_path, width=32))
+    stt.train(tiny(tmp_path, steps=4))  # another budget is fine
+
+
+def test_a_broken_checkpoint_is_named(tmp_path):
+    stop_after(2, tiny(tmp_path))
+    path = tmp_path / "transformer.checkpoint"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="transformer.checkpoint is not a whole checkpoint"):
+        stt.train(tiny(tmp_path))
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
+    stop_after(2, tiny(tmp_path))
+    path = tmp_path / "transformer.checkpoint"
+    good = path.read_bytes()
+    write = training.write_file
+
+    def full(target, content):  # the system's own error: /dev/full has no room
+        part = target.with_name(target.name + ".part")
+        if target.suffix == ".checkpoint":
+            part.symlink_to("/dev/full")
+        write(target, content)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "write_file", full)
+        with pytest.raises(OSError, match="could not write the checkpoint of step 3 .*one before it is still there"):
+            stt.train(tiny(tmp_path))
+    assert path.read_bytes() == good
+    stt.train(tiny(tmp_path))
+
+
+def test_a_folder_that_cannot_be_written_stops_the_run_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError):
+        stt.train(tiny(tmp_path / "file" / "run"))
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_path):
+    draw, calls = stt.SpatialTemporalTransformer.draw_noise, []
+
+    def poisoned(*args):
+        calls.append(None)
+        return draw(*args) * (math.nan if len(calls) == 4 else 1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stt.SpatialTemporalTransformer, "draw_noise", poisoned)
+        with pytest.raises(FloatingPointError, match=r"nan at step 3 of the transformer; checkpoint: .* is the last good"):
+            stt.train(tiny(tmp_path, rollout_share=0.0))
+    state = torch.load(tmp_path / "transformer.checkpoint", weights_only=True)
+    assert state["progress"]["step"] == 3
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+# --- config and command
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"steps": 5, "minutes": 1.0}, "either steps or minutes"),
+        ({"steps": None, "minutes": None}, "either steps or minutes"),
+        ({"steps": 0}, "steps must be above 0, got 0"),
+        ({"batch": 0}, "batch must be above 0, got 0"),
+        ({"corruption": 1.0}, r"corruption must be in \[0, 1\), got 1.0"),
+        ({"rollout_share": -0.1}, "rollout_share must be in"),
+        ({"tokenizer_share": 0.0}, "tokenizer_share must be in"),
+    ],
+)
+def test_bad_configs_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(tmp_path, **changes)
+
+
+def test_a_tokenizer_for_frames_of_another_kind_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="size"):
+        stt.train(tiny(tmp_path, size=30))
+
+
+def test_tensorboard_is_optional(tmp_path):
+    if training.find_spec("tensorboard") is not None:
+        pytest.skip("tensorboard is installed")
+    with pytest.raises(ImportError, match="pip install tensorboard"):
+        stt.train(tiny(tmp_path, tensorboard=True))
+
+
+def test_the_command_explains_itself():
+    done = subprocess.run(
+        [sys.executable, "-m", "stt_lite.training", "moving-mnist-tiny", "--help"], capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    for word in ("--minutes", "time budget", "--checkpoint-seconds"):
+        assert word in done.stdout
+
+
+def test_live_view_draws_curves_and_a_strip(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda picture, display_id: shown.append(picture))
+    stt.train(tiny(tmp_path, steps=2, checkpoint_seconds=600.0), watch=stt.live_view())
+    assert [type(picture).__name__ for picture in shown] == ["Figure", "Image"]
