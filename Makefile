@@ -25,10 +25,11 @@ $(READY): requirements.txt constraints.txt pyproject.toml
 	@$(PIP) install --no-build-isolation --no-deps -e .
 	@touch $@
 
-book: $(READY) ## build the pages into _build/html
+book: $(READY) ## build the pages into _build/html, and generate a first continuation
 	@rm -rf _build # a page that was not written anew would be typeset twice
 	@$(BIN)/python book/vendor.py
 	@$(BIN)/jupyter-book build . -q -W --keep-going
+	@$(BIN)/stt-lite generate --samples 3 --out _build/continuation.gif
 	@echo "The book is in $(PAGES). Open $(CURDIR)/$(PAGES)/book/index.html in a browser, or run: make serve"
 
 test: $(READY) ## run every notebook and compare its outputs, then the tests

@@ -10,31 +10,33 @@ from PIL import Image, ImageDraw, ImageFont
 import stt_lite as stt
 
 OUT = Path(__file__).resolve().parent / "_assets" / "hero.gif"
-SCALE, GAP, CAPTION = 3, 12, 26
-BACKGROUND, TEXT = (24, 26, 31), (214, 218, 226)
+BUNDLE, CLIPS, PROMPT, NEW = "moving-mnist-tiny", (2, 3), 15, 15
+SIDE, GAP, CAPTION = 160, 10, 26
+BACKGROUND, TEXT, PROMPT_COLOUR, NEW_COLOUR = (24, 26, 31), (214, 218, 226), (91, 115, 148), (221, 122, 32)
 
 
 def main() -> None:
-    tokenizer = stt.load_tokenizer("moving-mnist")
-    clip = stt.moving_mnist(1, 48, 64, 2, split="test", seed=7)[0]  # held-out digits
-    panels = {
-        "frames": clip.expand(-1, 3, -1, -1),
-        "256 tokens each": stt.token_colours(tokenizer, clip),
-        "decoded from the tokens": tokenizer.reconstruct(clip).expand(-1, 3, -1, -1),
-    }
-    side, font = 64 * SCALE, ImageFont.load_default(size=14)
-    base = Image.new("RGB", (len(panels) * (side + GAP) + GAP, side + GAP + CAPTION), BACKGROUND)
-    for column, label in enumerate(panels):
-        centre = GAP + column * (side + GAP) + side / 2
-        ImageDraw.Draw(base).text((centre, side + GAP + CAPTION / 2), label, TEXT, font, anchor="mm")
+    model = stt.load_pretrained(BUNDLE)
+    size, digits = (model.record["data"][name] for name in ("size", "digits"))
+    clips = stt.moving_mnist(8, PROMPT + NEW, size, digits, split="test", seed=7)[list(CLIPS)]  # held-out digits
+    futures = model.generate(clips[:, :PROMPT], NEW, samples=3, seed=0)  # (B S T C H W)
+    font, width = ImageFont.load_default(size=14), 4 * (SIDE + GAP) + GAP
     frames = []
-    for t in range(len(clip)):
-        picture = base.copy()
-        for column, video in enumerate(panels.values()):
-            pixels = video[t].mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-            picture.paste(Image.fromarray(pixels).resize((side, side), Image.NEAREST), (GAP + column * (side + GAP), GAP))
-        frames.append(np.asarray(picture))
-    iio.imwrite(OUT, frames, duration=120, loop=0)
+    for truth, samples in zip(clips, futures):
+        for t in range(PROMPT + NEW):
+            given = t < PROMPT
+            picture = Image.new("RGB", (width, SIDE + 2 * GAP + CAPTION), BACKGROUND)
+            draw = ImageDraw.Draw(picture)
+            for column, video in enumerate([truth, *samples]):
+                left = GAP + column * (SIDE + GAP)
+                border = PROMPT_COLOUR if given or column == 0 else NEW_COLOUR
+                draw.rectangle((left - 3, GAP - 3, left + SIDE + 2, GAP + SIDE + 2), fill=border)
+                pixels = video[t, 0].mul(255).round().to(torch.uint8).numpy()
+                picture.paste(Image.fromarray(pixels).resize((SIDE, SIDE), Image.NEAREST), (left, GAP))
+                label = "truth" if column == 0 else "prompt" if given else f"generated, future {column}"
+                draw.text((left + SIDE / 2, SIDE + GAP + CAPTION / 2 + 2), label, TEXT, font, anchor="mm")
+            frames.append(np.asarray(picture))
+    iio.imwrite(OUT, frames, duration=160, loop=0)
     print(f"{OUT}: {OUT.stat().st_size / 1e3:.0f} kB")
 
 

@@ -477,7 +477,8 @@ def futures(
         for frames_of_one in stacks:
             widgets.jslink((slider, "value"), (frames_of_one, "selected_index"))
     spans = "".join(f'<span style="flex:1">{name}</span>' for name in names)
-    labels = widgets.HTML(f'<div style="display:flex;font-size:13px;width:{width}px;max-width:100%">{spans}</div>')
+    caption = f'<div style="display:flex;font-size:13px;width:{width}px;max-width:100%">{spans}</div>'
+    labels = widgets.HTML(caption, layout=bare)
     choices = [choice for choice in (clip, temperature) if len(choice.options) > 1]
     every = -(-frames // 10)
     strip = film_strip([truth[0], *videos[0, -1]], names, prompt_frames=prompt_frames, every=every, width=800)

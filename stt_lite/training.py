@@ -16,7 +16,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-import matplotlib.pyplot as plt
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from torch.optim.adamw import adamw
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+from stt_lite.gaussian_parameterization import beta_warmup
 from stt_lite.moving_mnist import moving_mnist
 from stt_lite.transformer import SpatialTemporalTransformer, TransformerConfig, prediction_error
 from stt_lite.video import film_strip
@@ -104,7 +104,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def warmup_cosine(progress: float, warmup: float = 0.02, last: float = 0.01) -> float:
-    """Factor on the learning rate at `progress` in [0, 1]: a straight line up to 1, then half a cosine down to `last`."""
+    """Factor on the learning rate at `progress` in [0, 1]: a line up to 1, then half a cosine down to `last`."""
     if progress < warmup:
         return progress / warmup
     return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
@@ -141,7 +141,8 @@ class TrainingConfig:
         clip: largest norm of the gradient.
         average: decay of the moving average of the transformer's weights, in [0, 1).
         pixel_weight: weight of the squared error in pixels, through the frozen decoder, next to that in latents.
-        beta: weight of the KL, in squared latent units per nat: how much a nat of z must save to be worth its price.
+        beta: weight of the KL, in squared latent units per nat: what a nat of z must save; grows with a frame's area.
+        beta_warmup: share of the budget after which beta is reached, from 0 on; 0 for no warm-up.
         corruption: up to this share of the context's tokens is replaced by random ones.
         rollout_share: share of the budget, at its end, in which the context holds the model's own rollouts.
         seed: everything random follows from it and the step.
@@ -175,6 +176,7 @@ class TrainingConfig:
     average: float = 0.995
     pixel_weight: float = 1.0
     beta: float = 8.0
+    beta_warmup: float = 0.3
     corruption: float = 0.05
     rollout_share: float = 0.15
     seed: int = 0
@@ -191,7 +193,7 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value!r}")
-        for name in ("average", "corruption", "rollout_share"):
+        for name in ("average", "beta_warmup", "corruption", "rollout_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
         if not 0 < self.tokenizer_share < 1:
@@ -214,8 +216,9 @@ class TokenizerObjective(nn.Module):
         """Frames of one step, of all processes together, as clips of one frame."""
         c = self.config
         return moving_mnist(
-            4 * c.batch, 1, c.size, c.digits, stochastic=c.stochastic, source=c.source, generator=generator, device=device
-        )
+            4 * c.batch, 1, c.size, c.digits, stochastic=c.stochastic, source=c.source, generator=generator,
+            device=device,
+        )  # fmt: skip
 
     def prepare(self, clips: Tensor, progress: float, generator: torch.Generator, mine: Callable) -> dict:
         """Arguments of `forward`, for this process's part of the clips."""
@@ -244,7 +247,13 @@ def held_out(config: TrainingConfig, n: int, device: torch.device) -> Float[Tens
 
 def snap(tokenizer: Tokenizer, prediction: Float[Tensor, "B D_or_K h w"], head: str) -> Float[Tensor, "B D h w"]:
     """The codewords of a prediction: the nearest ones of the regression head, the likeliest ones of the token head."""
-    return tokenizer.codes(tokenizer.quantize(prediction)[1] if head == "regression" else prediction.argmax(1))
+    if head == "token":
+        return tokenizer.codes(prediction.argmax(1))
+    words = tokenizer.codes(torch.arange(tokenizer.quantizer.codebook_size, device=prediction.device)[:, None, None])
+    words = words.flatten(1).float()  # (K D)
+    with torch.autocast(prediction.device.type, enabled=False):
+        distance = words.square().sum(1) - 2 * prediction.float().movedim(1, -1) @ words.T  # (B h w K), less |z|^2
+    return tokenizer.codes(distance.argmin(-1))
 
 
 @torch.no_grad()
@@ -281,7 +290,7 @@ def corrupt(
     chance: Float[Tensor, "B T h w"],
     random: Int[Tensor, "B T h w"],
 ) -> Float[Tensor, "B T D h w"]:
-    """Replace tokens where `chance`, drawn evenly from [0, 1), is below the clip's `rate`, by the codewords `random`."""
+    """Replace tokens by the codewords `random` where `chance`, drawn evenly from [0, 1), is below the clip's `rate`."""
     codes = tokenizer.codes(random.flatten(0, 1)).view_as(latents)
     return torch.where((chance < rate[:, None, None, None])[:, :, None], codes, latents)
 
@@ -330,14 +339,16 @@ class TransformerObjective(nn.Module):
         context = corrupt(target, tokenizer, rate, chance, random)
         if progress > 1 - c.rollout_share:  # the last part: learn to continue what it made itself
             context = roll_out(model, tokenizer, context, prompt, noise)
-        return dict(clips=clips, context=context, target=target, indices=indices, noise=noise)
+        beta = beta_warmup(round(1000 * progress), round(1000 * c.beta_warmup), c.beta)
+        beta = torch.tensor(beta, device=clips.device)  # a tensor: a compiled forward need not be compiled again
+        return dict(clips=clips, context=context, target=target, indices=indices, noise=noise, beta=beta)
 
-    def forward(self, clips, context, target, indices, noise) -> tuple[Tensor, dict]:
+    def forward(self, clips, context, target, indices, noise, beta) -> tuple[Tensor, dict]:
         """The loss, and what else is worth a line in the log."""
         c, latents_per_frame = self.config, target[0, 0, 0].numel()
         out = self.model(context, noise=noise, target=target)
         error = prediction_error(out.prediction, target if c.head == "regression" else indices)  # (B T)
-        loss = error.mean() + c.beta * out.kl.sum(-1).mean()
+        loss = error.mean() + beta * out.kl.sum(-1).mean()
         logs = {"latents": error.detach().mean(), "nats": out.kl.detach().sum(-1).mean()}
         if c.pixel_weight and c.head == "regression":
             decoded = self.tokenizer.decoder(out.prediction.flatten(0, 1)).float().unflatten(0, clips.shape[:2])
@@ -397,7 +408,8 @@ def save_checkpoint(path: Path, config: TrainingConfig, progress: Progress, **pa
         write_file(path, buffer.getvalue())
     except OSError as error:
         kept = "the one before it is still there" if path.exists() else "there is none before it"
-        raise OSError(error.errno, f"could not write the checkpoint of step {progress.step} ({error.strerror}); {kept}", str(path)) from error
+        message = f"could not write the checkpoint of step {progress.step} ({error.strerror}); {kept}"
+        raise OSError(error.errno, message, str(path)) from error
 
 
 def load_checkpoint(path: Path, config: TrainingConfig, **parts) -> Progress:
@@ -412,8 +424,9 @@ def load_checkpoint(path: Path, config: TrainingConfig, **parts) -> Progress:
     except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} is not a whole checkpoint: {type(error).__name__}") from error
     now = plain(config)
-    other = [f"{name} = {then.get(name)!r}, now {now[name]!r}" for name in now if name not in MAY_CHANGE and then.get(name) != now[name]]
-    if other:
+    changed = [name for name in now if name not in MAY_CHANGE and then.get(name) != now[name]]
+    if changed:
+        other = [f"{name} = {then.get(name)!r}, now {now[name]!r}" for name in changed]
         raise ValueError(f"{path} is the checkpoint of another config: {', '.join(other)}; choose another `out`")
     for name, part in parts.items():
         if part is not None:
@@ -435,7 +448,7 @@ def fit(
         name: of the checkpoint, `out`/`name`.checkpoint.
         share: of the config's budget, in (0, 1].
         accelerator: an `accelerate.Accelerator`, which knows devices, processes and precision.
-        watch: called now and then on the main process as `watch(name, progress, clips, prompt_frames)`, see `live_view`.
+        watch: called now and then on the main process, `watch(name, progress, clips, prompt_frames)`: see `live_view`.
 
     Returns:
         The trained model, averaged over the last steps where the objective says so, and the progress.
@@ -451,9 +464,9 @@ def fit(
     parts = {"model": model, "optimizer": optimizer, "average": average, "scaler": accelerator.scaler}
     progress = load_checkpoint(path, config, **parts) if path.exists() else Progress()
     trained, stepper = accelerator.prepare(objective, optimizer)
-    budget = round(share * config.steps) if config.steps else round(60 * share * config.minutes)
-    begun = progress.step if config.steps else min(budget, int(progress.seconds))
-    bar = tqdm(desc=name, total=budget, initial=begun, unit="step" if config.steps else "s", disable=not accelerator.is_main_process)
+    unit, total = ("step", config.steps) if config.steps else ("s", 60 * config.minutes)
+    bar = tqdm(desc=name, total=round(share * total), unit=unit, disable=not accelerator.is_main_process)
+    bar.update(min(bar.total, progress.step if config.steps else int(progress.seconds)))
     pace, pauses, recent = time.perf_counter(), {"save": time.perf_counter(), "show": time.perf_counter()}, []
     while (done := progress.done(config, share)) < 1:
         start = time.perf_counter()
@@ -487,7 +500,7 @@ def fit(
             now = time.perf_counter()
             speed, pace = len(recent) * len(clips) / (now - pace), now
             bar.set_postfix_str(f"loss {progress.history[-1][2]:.4f}, {speed:.1f} clips/s", refresh=False)
-            accelerator.log({f"{name}/loss": mean} | {f"{name}/{key}": v for key, v in zip(logs, values)}, progress.step)
+            accelerator.log({f"{name}/{key}": v for key, v in zip(["loss", *logs], [mean, *values])}, progress.step)
             recent.clear()
         if ended or time.perf_counter() - pauses["save"] >= config.checkpoint_seconds:
             save_checkpoint(path, config, progress, **parts)
@@ -514,7 +527,12 @@ def load_transformer(name: str | os.PathLike, device: torch.device | str = "cpu"
     Raises:
         ValueError, FileNotFoundError: as `load_tokenizer`.
     """
-    return load_weights(name, "transformer", lambda c: SpatialTemporalTransformer(TransformerConfig(**c | {"grid": tuple(c["grid"])})), device)
+
+
+    def build(config: dict) -> SpatialTemporalTransformer:
+        return SpatialTemporalTransformer(TransformerConfig(**config | {"grid": tuple(config["grid"])}))
+
+    return load_weights(name, "transformer", build, device)
 
 
 def train(config: TrainingConfig, watch: Callable | None = None) -> Path:
@@ -559,9 +577,9 @@ def train(config: TrainingConfig, watch: Callable | None = None) -> Path:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # the caller's generators stay
         seed_everything(config.seed, -1, device)
         if config.tokenizer is None:
-            tokenizer = Tokenizer(TokenizerConfig(codebook_size=config.codebook_size)).to(memory_format=torch.channels_last)
-            share = config.tokenizer_share
-            tokenizer, progress = fit(TokenizerObjective(tokenizer, config), "tokenizer", share, config, accelerator, watch)
+            tokenizer, share = Tokenizer(TokenizerConfig(codebook_size=config.codebook_size)), config.tokenizer_share
+            objective = TokenizerObjective(tokenizer.to(memory_format=torch.channels_last), config)
+            tokenizer, progress = fit(objective, "tokenizer", share, config, accelerator, watch)
             notes = run_record(config, progress, accelerator)
         else:
             tokenizer, share, notes = load_tokenizer(config.tokenizer), 0.0, {"copied_from": config.tokenizer}
@@ -570,18 +588,23 @@ def train(config: TrainingConfig, watch: Callable | None = None) -> Path:
             save_tokenizer(tokenizer, config.out / "tokenizer.safetensors", notes)
         grid = config.size // tokenizer.config.downsample
         shape = TransformerConfig(
-            latent_channels=tokenizer.config.latent_channels, grid=(grid, grid), width=config.width, layers=config.layers,
-            heads=config.heads, codebook_size=tokenizer.quantizer.codebook_size, gaussian=config.gaussian, head=config.head,
+            tokenizer.config.latent_channels, (grid, grid), config.width, config.layers, config.heads,
+            tokenizer.quantizer.codebook_size, gaussian=config.gaussian, head=config.head,
         )  # fmt: skip
         seed_everything(config.seed, -2, device)
         net = SpatialTemporalTransformer(shape)
         if grid * tokenizer.config.downsample != config.size:
-            raise ValueError(f"size must be a multiple of the tokenizer's {tokenizer.config.downsample}, got {config.size}")
+            multiple = tokenizer.config.downsample
+            raise ValueError(f"size must be a multiple of the tokenizer's {multiple} pixels, got {config.size}")
         if config.start is not None:
             net.load_state_dict(load_transformer(config.start).state_dict())
-        net, progress = fit(TransformerObjective(net, tokenizer, config), "transformer", 1 - share, config, accelerator, watch)
+            earlier = read_record(config.start)
+        objective = TransformerObjective(net, tokenizer, config)
+        net, progress = fit(objective, "transformer", 1 - share, config, accelerator, watch)
         if main:
             notes = run_record(config, progress, accelerator) | {"clips_seen": progress.step * config.batch}
+            if config.start is not None:
+                notes["started_from"] = earlier
             notes["tokenizer_sha256"] = json.loads((config.out / "tokenizer.json").read_text())["sha256"]
             save_transformer(net, config.out / "transformer.safetensors", notes)
     accelerator.end_training()
@@ -610,6 +633,14 @@ def run_record(config: TrainingConfig, progress: Progress, accelerator) -> dict:
     }  # fmt: skip
 
 
+def read_record(name: str | os.PathLike) -> dict:
+    """The record of a transformer without its curve and config: what a run that starts from it should say of it."""
+    path = Path(name)
+    path = weights_folder() / f"{name}-transformer.json" if path.suffix == "" else path.with_suffix(".json")
+    record = json.loads(path.read_text()) if path.exists() else {}
+    return {key: value for key, value in record.items() if key not in ("config", "curve", "data")}
+
+
 def hardware(device: torch.device) -> str:
     """The processor's name as its system tells it."""
     if device.type == "cuda":
@@ -625,6 +656,7 @@ def live_view(every: int = 2) -> Callable:
     Args:
         every: show every so-many-th frame.
     """
+    import matplotlib.pyplot as plt
     from IPython.display import display
 
     curves, places = {}, {}
@@ -647,7 +679,7 @@ def live_view(every: int = 2) -> Callable:
     return watch
 
 
-MOVING_MNIST = TrainingConfig(out=Path("runs/moving-mnist"), size=64, digits=2, codebook_size=512, batch=2)
+MOVING_MNIST = TrainingConfig(out=Path("runs/moving-mnist"), size=64, digits=2, codebook_size=512, batch=2, beta=64.0)
 PRESETS = {  # the first two are what is bundled, trained on a CPU; the last is for a GPU
     "moving-mnist-tiny": TrainingConfig(tokenizer="moving-mnist-tiny", minutes=60.0),
     "moving-mnist": replace(MOVING_MNIST, tokenizer="moving-mnist", minutes=180.0),
@@ -661,7 +693,8 @@ def main() -> None:
     """`python -m stt_lite.training PRESET --minutes 10`, also under `accelerate launch`."""
     import tyro
 
-    presets = {name: (f"{c.size}x{c.size}, digits: {c.digits}, width {c.width}, layers {c.layers}", c) for name, c in PRESETS.items()}
+    described = "{0.size}x{0.size}, digits: {0.digits}, width {0.width}, layers {0.layers}".format
+    presets = {name: (described(config), config) for name, config in PRESETS.items()}
     print(f"trained: {train(tyro.extras.overridable_config_cli(presets))}")
 
 

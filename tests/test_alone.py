@@ -22,6 +22,17 @@ print("REPORT " + _json.dumps({
     "torch": [_torch.__version__, _torch.__file__], "device": str(device), "preset": preset,
 }))
 """
+EACH = """
+import os, sys, torch  # imported once; a fork for each notebook then starts from here
+for folder in sys.argv[1:]:
+    if os.fork() == 0:
+        os.chdir(folder)
+        output = os.open("output.txt", os.O_CREAT | os.O_WRONLY)
+        os.dup2(output, 1), os.dup2(output, 2)
+        exec(open("script.py").read(), {"__name__": "__main__"})
+        sys.exit()
+    os.wait()
+"""
 
 
 @pytest.fixture(scope="session")
@@ -51,13 +62,17 @@ def python(tmp_path_factory):
     return python
 
 
-@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
-def test_notebook_alone(path, source, python, tmp_path):
-    shutil.copy(path, tmp_path)
-    notebook = nbformat.read(str(tmp_path / path.name), as_version=4)
-    setup, *rest = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    lines = [node for text in rest for node in ast.parse(text).body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    script = "\n\n".join([setup, *map(ast.unparse, lines), REPORT])  # the first cell, then all that the chapter imports
+@pytest.fixture(scope="session")
+def outputs(source, python, tmp_path_factory):
+    """What each chapter's first cell and imports print, each in a folder with nothing else in it."""
+    folders = [tmp_path_factory.mktemp(path.stem) for path in CHAPTERS]
+    for path, folder in zip(CHAPTERS, folders):
+        shutil.copy(path, folder)
+        notebook = nbformat.read(str(path), as_version=4)
+        setup, *rest = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+        nodes = [node for text in rest for node in ast.parse(text).body]
+        lines = [ast.unparse(node) for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
+        (folder / "script.py").write_text("\n\n".join([setup, *lines, REPORT]), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "STT_PRESET")}
     environment |= {  # pip installs from the copy alone: no index, setuptools from the parent environment
         "STT_LITE_SOURCE": str(source),
@@ -67,10 +82,14 @@ def test_notebook_alone(path, source, python, tmp_path):
         "CUDA_VISIBLE_DEVICES": "",
         "MPLBACKEND": "agg",
     }
-    run = [str(python), "-c", script]
-    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    report = json.loads(done.stdout.split("REPORT ")[1])
+    subprocess.run([str(python), "-c", EACH, *map(str, folders)], env=environment, cwd=folders[0], check=True)
+    return {path: (folder / "output.txt").read_text() for path, folder in zip(CHAPTERS, folders)}
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_notebook_alone(path, outputs, python):
+    assert "REPORT " in outputs[path], outputs[path][-3000:]
+    report = json.loads(outputs[path].split("REPORT ")[1])
 
     import torch
 
@@ -81,4 +100,4 @@ def test_notebook_alone(path, source, python, tmp_path):
     assert report["torch"] == [torch.__version__, torch.__file__], "the installed torch was touched"
     assert not list(site_packages.glob("torch*"))
     assert (report["device"], report["preset"]) == ("cpu", "tiny")
-    assert "device cpu, preset tiny" in done.stdout
+    assert "device cpu, preset tiny" in outputs[path]

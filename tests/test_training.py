@@ -142,10 +142,11 @@ def test_the_tokenizer_is_frozen(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes, share", [({}, 0.8), ({"gaussian": "bottleneck"}, 0.8), ({"gaussian": "off", "head": "token"}, 0.95)]
+    "changes, share", [({}, 0.8), ({"gaussian": "bottleneck", "beta": 0.01}, 0.8), ({"gaussian": "off", "head": "token"}, 0.95)]
 )
 def test_training_learns(tmp_path, changes, share):
-    folder = stt.train(tiny(tmp_path, steps=40, batch=4, rollout_share=0.0, checkpoint_seconds=600.0, **changes))
+    changes = dict(steps=40, batch=4, rollout_share=0.0, beta_warmup=0.0, checkpoint_seconds=600.0) | changes
+    folder = stt.train(tiny(tmp_path, **changes))
     history = torch.load(folder / "transformer.checkpoint", weights_only=True)["progress"]["history"]
     assert history[-1][2] < share * history[0][2], history
     record = json.loads((folder / "transformer.json").read_text())
@@ -344,3 +345,20 @@ def test_live_view_draws_curves_and_a_strip(tmp_path, monkeypatch):
     monkeypatch.setattr("IPython.display.display", lambda picture, display_id: shown.append(picture))
     stt.train(tiny(tmp_path, steps=2, checkpoint_seconds=600.0), watch=stt.live_view())
     assert [type(picture).__name__ for picture in shown] == ["Figure", "Image"]
+
+
+def test_snap_finds_the_nearest_codeword_of_any_quantizer():
+    torch.manual_seed(0)
+    fsq = stt.TokenizerConfig(quantizer="fsq", levels=(5, 4, 3), latent_channels=3, codebook_size=60, width=16)
+    for tokenizer in (stt.load_tokenizer("moving-mnist-tiny"), stt.Tokenizer(fsq)):
+        K, D = tokenizer.quantizer.codebook_size, tokenizer.config.latent_channels
+        indices = torch.randint(K, (2, 4, 4))
+        words = tokenizer.codes(indices)
+        assert torch.equal(stt.snap(tokenizer, words + 1e-4 * torch.randn_like(words), "regression"), words)
+        guess = torch.randn(2, D, 4, 4)
+        snapped = stt.snap(tokenizer, guess, "regression")
+        book = tokenizer.codes(torch.arange(K)[:, None, None])[:, :, 0, 0]
+        best = torch.cdist(guess.movedim(1, -1).reshape(-1, D), book).min(1).values
+        torch.testing.assert_close((guess - snapped).movedim(1, -1).reshape(-1, D).norm(dim=1), best)
+    logits = torch.randn(2, K, 4, 4)
+    assert torch.equal(stt.snap(tokenizer, logits, "token"), tokenizer.codes(logits.argmax(1)))
