@@ -607,7 +607,9 @@ def train(config: TrainingConfig, watch: Callable | None = None) -> Path:
                 notes["started_from"] = earlier
             notes["tokenizer_sha256"] = json.loads((config.out / "tokenizer.json").read_text())["sha256"]
             save_transformer(net, config.out / "transformer.safetensors", notes)
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    accelerator.wait_for_everyone()
     return config.out
 
 
@@ -696,6 +698,8 @@ def main() -> None:
     described = "{0.size}x{0.size}, digits: {0.digits}, width {0.width}, layers {0.layers}".format
     presets = {name: (described(config), config) for name, config in PRESETS.items()}
     print(f"trained: {train(tyro.extras.overridable_config_cli(presets))}")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__" and "__file__" in globals():  # a notebook is __main__ too, but has no file
