@@ -25,6 +25,13 @@ class Args:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def public(record: dict) -> dict:
+    """The record without folders of this machine, also in what it says of earlier runs."""
+    training = {key: value for key, value in record.get("training", {}).items() if key not in ("out", "start")}
+    record = record | {"training": training}
+    return record | {"started_from": public(record["started_from"])} if "started_from" in record else record
+
+
 def main(args: Args) -> None:
     model = stt.load_pretrained(args.folder, args.device)
     parts = ["transformer"]
@@ -36,7 +43,7 @@ def main(args: Args) -> None:
         if part == "transformer":
             record |= {"metrics": metrics["model"], "copy_last_frame": metrics["copy"]}
             record["test_clips"] = f"{args.clips} clips of 20 frames, held-out digits, seed 1"
-        record |= {"bundle": args.name, "kind": part}
+        record = public(record) | {"bundle": args.name, "kind": part}
         target = stt.weights_folder() / f"{args.name}-{part}.safetensors"
         shutil.copy(args.folder / f"{part}.safetensors", target)
         text = json.dumps(record, indent=2) + "\n"

@@ -40,7 +40,8 @@ __all__ = [
 def orthogonalize(update: Float[Tensor, "n a b"], steps: int = 5) -> Float[Tensor, "n a b"]:
     """The nearest matrices whose singular values are all about 1, by a Newton-Schulz iteration (Jordan et al., 2024).
 
-    In float32 on a CPU and bfloat16 on a GPU; singular values end between about 0.7 and 1.2.
+    In float32 on a CPU and bfloat16 on a GPU. Most singular values end between 0.7 and 1.2; those below a thousandth of
+    the largest would need more steps.
     """
     x = update if update.device.type == "cpu" else update.bfloat16()
     tall = x.shape[1] > x.shape[2]
@@ -143,7 +144,7 @@ class TrainingConfig:
         pixel_weight: weight of the squared error in pixels, through the frozen decoder, next to that in latents.
         beta: weight of the KL, in squared latent units per nat: what a nat of z must save; grows with a frame's area.
         beta_warmup: share of the budget after which beta is reached, from 0 on; 0 for no warm-up.
-        corruption: up to this share of the context's tokens is replaced by random ones.
+        corruption: each clip draws a rate from 0 to this, and replaces that share of its context by random tokens.
         rollout_share: share of the budget, at its end, in which the context holds the model's own rollouts.
         seed: everything random follows from it and the step.
         precision: "no" (float32), "bf16" or "fp16"; "auto" takes bf16, or fp16 on a GPU without it, or "no" on a CPU.
@@ -213,7 +214,7 @@ class TokenizerObjective(nn.Module):
         return MuonAdamW([], self.model.parameters(), adamw_rate=self.config.adamw_rate)
 
     def sample(self, generator: torch.Generator, device: torch.device) -> Tensor:
-        """Frames of one step, of all processes together, as clips of one frame."""
+        """Clips of one frame, of all processes together; four times as many as clips elsewhere, since they are short."""
         c = self.config
         return moving_mnist(
             4 * c.batch, 1, c.size, c.digits, stochastic=c.stochastic, source=c.source, generator=generator,
@@ -277,8 +278,7 @@ def roll_out(
     cache, frames = net.empty_cache(B, window=T), []
     for t in range(T):
         known = latents[:, t] if t < prompt else None
-        target = known if net.config.gaussian == "latent" else None
-        prediction, cache = net.step(frames[-1] if frames else None, cache, noise[:, t], target, temperature)
+        prediction, cache = net.step(frames[-1] if frames else None, cache, noise[:, t], known, temperature)
         frames.append(snap(tokenizer, prediction, net.config.head) if known is None else known)
     return torch.stack(frames, dim=1)
 
@@ -325,7 +325,14 @@ class TransformerObjective(nn.Module):
 
     @torch.no_grad()
     def prepare(self, clips: Tensor, progress: float, generator: torch.Generator, mine: Callable) -> dict:
-        """Arguments of `forward`, for this process's part of the clips: what the model sees, and what it should say."""
+        """Arguments of `forward`: what the model sees, and what it should say.
+
+        Args:
+            clips: of all processes together.
+            progress: how much of the budget is used up, from 0 to 1.
+            generator: on the clips' device.
+            mine: takes this process's part of a tensor that all processes drew alike.
+        """
         model, tokenizer, c = self.model, self.tokenizer, self.config
         B, T, h, w = *clips.shape[:2], *model.config.grid
         draw = dict(generator=generator, device=clips.device)  # drawn for all processes, so that all agree
@@ -339,7 +346,7 @@ class TransformerObjective(nn.Module):
         context = corrupt(target, tokenizer, rate, chance, random)
         if progress > 1 - c.rollout_share:  # the last part: learn to continue what it made itself
             context = roll_out(model, tokenizer, context, prompt, noise)
-        beta = beta_warmup(round(1000 * progress), round(1000 * c.beta_warmup), c.beta)
+        beta = beta_warmup(round(1000 * progress), round(1000 * c.beta_warmup), c.beta)  # in thousandths of the budget
         beta = torch.tensor(beta, device=clips.device)  # a tensor: a compiled forward need not be compiled again
         return dict(clips=clips, context=context, target=target, indices=indices, noise=noise, beta=beta)
 
@@ -423,15 +430,20 @@ def load_checkpoint(path: Path, config: TrainingConfig, **parts) -> Progress:
         then, progress = state["config"], Progress(**state["progress"])
     except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} is not a whole checkpoint: {type(error).__name__}") from error
-    now = plain(config)
-    changed = [name for name in now if name not in MAY_CHANGE and then.get(name) != now[name]]
-    if changed:
-        other = [f"{name} = {then.get(name)!r}, now {now[name]!r}" for name in changed]
-        raise ValueError(f"{path} is the checkpoint of another config: {', '.join(other)}; choose another `out`")
+    refuse_another(path, then, config)
     for name, part in parts.items():
         if part is not None:
             part.load_state_dict(state[name])
     return progress
+
+
+def refuse_another(path: Path, then: dict, config: TrainingConfig) -> None:
+    """ValueError where `path` was written under a config that differs in more than budget, precision and saving."""
+    now = plain(config)
+    changed = [name for name in now if name not in MAY_CHANGE and then.get(name) != now[name]]
+    if changed:
+        other = [f"{name} = {then.get(name)!r}, now {now[name]!r}" for name in changed]
+        raise ValueError(f"{path} is of another config: {', '.join(other)}; choose another `out`")
 
 
 def plain(config: TrainingConfig) -> dict:
@@ -454,10 +466,11 @@ def fit(
         The trained model, averaged over the last steps where the objective says so, and the progress.
 
     Raises:
-        FloatingPointError: the loss is not finite. The message names the step; the last good checkpoint stays.
+        FloatingPointError: the loss or the gradient is not finite. The message names the step; the last good checkpoint
+            stays.
         ValueError: the folder's checkpoint belongs to another config.
     """
-    device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
+    device, main, processes = accelerator.device, accelerator.is_main_process, accelerator.num_processes
     model, path = objective.to(device).train().model, config.out / f"{name}.checkpoint"
     optimizer = objective.optimizer()
     average = AveragedModel(model, multi_avg_fn=moving_average(config.average)) if objective.averaged else None
@@ -465,35 +478,37 @@ def fit(
     progress = load_checkpoint(path, config, **parts) if path.exists() else Progress()
     trained, stepper = accelerator.prepare(objective, optimizer)
     unit, total = ("step", config.steps) if config.steps else ("s", 60 * config.minutes)
-    bar = tqdm(desc=name, total=round(share * total), unit=unit, disable=not accelerator.is_main_process)
+    bar = tqdm(desc=name, total=round(share * total), unit=unit, disable=not main)
     bar.update(min(bar.total, progress.step if config.steps else int(progress.seconds)))
-    pace, pauses, recent = time.perf_counter(), {"save": time.perf_counter(), "show": time.perf_counter()}, []
+    clock = pace = saved = shown = time.perf_counter()
+    recent = []
     while (done := progress.done(config, share)) < 1:
-        start = time.perf_counter()
         on_cpu, on_device = seed_everything(config.seed, progress.step, device)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * warmup_cosine(done)
         with accelerator.autocast():
             clips = objective.sample(on_cpu, device)
-            batch = objective.prepare(clips, done, on_device, lambda x: x[rank::processes])
+            batch = objective.prepare(clips, done, on_device, lambda x: x[accelerator.process_index :: processes])
         loss, logs = trained(**batch)
-        report = torch.stack([torch.tensor(progress.seconds, device=device), loss.detach().float(), *logs.values()])
-        progress.seconds, mean, *values = accelerator.reduce(report, "mean").tolist()  # so that all stop together
-        if not math.isfinite(mean):
-            kept = f"{path} is the last good one" if path.exists() else "there is none yet"
-            raise FloatingPointError(f"the loss is {mean} at step {progress.step} of the {name}; checkpoint: {kept}")
+        clock, past = time.perf_counter(), clock
+        seconds = processes * (progress.seconds + clock - past) if main else 0.0  # the mean is the main process's clock
+        report = torch.stack([torch.tensor(seconds, device=device), loss.detach().float(), *logs.values()])
+        progress.seconds, mean, *values = accelerator.reduce(report, "mean").tolist()  # the same everywhere
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), config.clip)
+        norm = float(accelerator.clip_grad_norm_(model.parameters(), config.clip))
+        if not math.isfinite(mean) or not (math.isfinite(norm) or accelerator.scaler):  # a scaler leaves such steps out
+            kept = f"{path} is the last good one" if path.exists() else "there is none yet"
+            what = f"the loss is {mean} and its gradient's norm {norm}"
+            raise FloatingPointError(f"{what} at step {progress.step} of the {name}; checkpoint: {kept}")
         stepper.step()
         stepper.zero_grad()
         if average is not None:
             average.update_parameters(model)
         progress.step += 1
-        progress.seconds += time.perf_counter() - start
-        recent.append(mean)
-        ended = progress.done(config, share) >= 1
-        if not accelerator.is_main_process:
+        if not main:
             continue
+        recent.append(mean)
+        ended, pause = progress.done(config, share) >= 1, time.perf_counter()
         bar.update(1 if config.steps else min(bar.total, int(progress.seconds)) - bar.n)
         if progress.step % 5 == 0 or ended:
             progress.history.append([progress.step, progress.seconds, sum(recent) / len(recent)])
@@ -502,14 +517,14 @@ def fit(
             bar.set_postfix_str(f"loss {progress.history[-1][2]:.4f}, {speed:.1f} clips/s", refresh=False)
             accelerator.log({f"{name}/{key}": v for key, v in zip(["loss", *logs], [mean, *values])}, progress.step)
             recent.clear()
-        if ended or time.perf_counter() - pauses["save"] >= config.checkpoint_seconds:
+        if ended or pause - saved >= config.checkpoint_seconds:
             save_checkpoint(path, config, progress, **parts)
-            pauses["save"] = time.perf_counter()
-        if watch is not None and (ended or time.perf_counter() - pauses["show"] >= 5):
-            shown = model if average is None else average.module
-            watch(name, progress, *objective.show(shown.eval()))
+            saved = time.perf_counter()
+        if watch is not None and (ended or pause - shown >= 5):
+            watch(name, progress, *objective.show((model if average is None else average.module).eval()))
             objective.train()
-            pauses["show"] = time.perf_counter()
+            shown = time.perf_counter()
+        clock += time.perf_counter() - pause  # saving and showing do not count
     bar.close()
     accelerator.wait_for_everyone()
     accelerator.free_memory()
@@ -527,7 +542,6 @@ def load_transformer(name: str | os.PathLike, device: torch.device | str = "cpu"
     Raises:
         ValueError, FileNotFoundError: as `load_tokenizer`.
     """
-
 
     def build(config: dict) -> SpatialTemporalTransformer:
         return SpatialTemporalTransformer(TransformerConfig(**config | {"grid": tuple(config["grid"])}))
@@ -571,31 +585,34 @@ def train(config: TrainingConfig, watch: Callable | None = None) -> Path:
     device, main = accelerator.device, accelerator.is_main_process
     if config.batch % accelerator.num_processes:
         raise ValueError(f"batch must be a multiple of the {accelerator.num_processes} processes, got {config.batch}")
+    path = config.out / "config.json"
+    if path.exists():
+        refuse_another(path, json.loads(path.read_text()), config)
     if main:  # a folder that can't be written stops the run here
-        write_file(config.out / "config.json", json.dumps(plain(config), indent=2).encode())
+        write_file(path, json.dumps(plain(config), indent=2).encode())
     accelerator.init_trackers("tensorboard")
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # the caller's generators stay
-        seed_everything(config.seed, -1, device)
+        seed_everything(config.seed, -1, device)  # a step that no run has: for the first weights
+        share = 0.0 if config.tokenizer else config.tokenizer_share
+        tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else new_tokenizer(config)
+        grid, rest = divmod(config.size, tokenizer.config.downsample)
+        if rest:
+            multiple = tokenizer.config.downsample
+            raise ValueError(f"size must be a multiple of the tokenizer's {multiple} pixels, got {config.size}")
+        notes = {"copied_from": config.tokenizer}
         if config.tokenizer is None:
-            tokenizer, share = Tokenizer(TokenizerConfig(codebook_size=config.codebook_size)), config.tokenizer_share
-            objective = TokenizerObjective(tokenizer.to(memory_format=torch.channels_last), config)
+            objective = TokenizerObjective(tokenizer, config)
             tokenizer, progress = fit(objective, "tokenizer", share, config, accelerator, watch)
             notes = run_record(config, progress, accelerator)
-        else:
-            tokenizer, share, notes = load_tokenizer(config.tokenizer), 0.0, {"copied_from": config.tokenizer}
         tokenizer = tokenizer.to(device).eval()
         if main:
             save_tokenizer(tokenizer, config.out / "tokenizer.safetensors", notes)
-        grid = config.size // tokenizer.config.downsample
         shape = TransformerConfig(
             tokenizer.config.latent_channels, (grid, grid), config.width, config.layers, config.heads,
             tokenizer.quantizer.codebook_size, gaussian=config.gaussian, head=config.head,
         )  # fmt: skip
         seed_everything(config.seed, -2, device)
         net = SpatialTemporalTransformer(shape)
-        if grid * tokenizer.config.downsample != config.size:
-            multiple = tokenizer.config.downsample
-            raise ValueError(f"size must be a multiple of the tokenizer's {multiple} pixels, got {config.size}")
         if config.start is not None:
             net.load_state_dict(load_transformer(config.start).state_dict())
             earlier = read_record(config.start)
@@ -611,6 +628,12 @@ def train(config: TrainingConfig, watch: Callable | None = None) -> Path:
         tracker.finish()
     accelerator.wait_for_everyone()
     return config.out
+
+
+def new_tokenizer(config: TrainingConfig) -> Tokenizer:
+    """A tokenizer with random weights."""
+    tokenizer = Tokenizer(TokenizerConfig(codebook_size=config.codebook_size))
+    return tokenizer.to(memory_format=torch.channels_last)  # convolutions are faster so
 
 
 def mixed_precision(device: torch.device) -> str:

@@ -1,5 +1,6 @@
 """Chapter 09: rollouts, bundled models, explorers, the command line."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import stt_lite as stt
 from stt_lite import generation
 from stt_lite.generation import (
     VideoModel,
@@ -644,3 +646,45 @@ def test_command_fails_without_traceback(tmp_path):
     assert code == 2 and out == "" and error.startswith("stt-lite: ") and error.count("\n") == 1
     code, _, error, _ = run("generate", "--samples", "many")
     assert code == 2 and "Traceback" not in error
+
+
+# --- what is bundled
+
+
+MODELS = sorted(p.name.removesuffix("-transformer.json") for p in stt.weights_folder().glob("*-transformer.json"))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_bundled_models_record_is_whole_and_the_books(name, root):
+    path = stt.weights_folder() / f"{name}-transformer.json"
+    record = json.loads(path.read_text())
+    assert (root / "book" / "results" / path.name).read_text() == path.read_text()
+    weights = path.with_suffix(".safetensors")
+    assert weights.stat().st_size <= 20e6
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == record["sha256"]
+    tokenizer = json.loads((stt.weights_folder() / f"{name}-tokenizer.json").read_text())
+    assert record["tokenizer_sha256"] == tokenizer["sha256"]
+    for key in ("config", "training", "commit", "hardware", "torch", "seed", "seconds", "clips_seen", "curve", "test_clips"):
+        assert record.get(key) not in (None, "", []), key
+    assert not {"out", "start"} & set(record["training"])  # no folder of the machine that trained it
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_readme_shows_the_recorded_errors(name, root):
+    record = json.loads((stt.weights_folder() / f"{name}-transformer.json").read_text())
+    lines = (root / "README.md").read_text().splitlines()
+    header = next(line for line in lines if line.startswith("| squared error per frame |"))
+    column = [cell.strip() for cell in header.split("|")].index(f"`{name}`")
+    for start, protocol, key in (("15", "15->5", "first"), ("15", "15->5", "mean"), ("10", "10->10", "mean")):
+        label = f"| {start} to {20 - int(start)}, {'first frame' if key == 'first' else 'mean'} |"
+        row = next(line for line in lines if line.startswith(label))
+        model, copy = record["metrics"][protocol][key], record["copy_last_frame"][protocol][key]
+        assert row.split("|")[column].strip() == f"{model:.1f} (copying: {copy:.1f})"
+
+
+def test_the_recorded_errors_are_those_of_the_bundled_weights():
+    """On a fifth of the record's clips; the full figure is 500 clips."""
+    record = json.loads((stt.weights_folder() / "moving-mnist-tiny-transformer.json").read_text())
+    now = evaluate_rollouts(load_pretrained("moving-mnist-tiny"), n=100)["model"]
+    for protocol in ("15->5", "10->10"):
+        assert now[protocol]["mean"] == pytest.approx(record["metrics"][protocol]["mean"], rel=0.1)

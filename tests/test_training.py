@@ -198,27 +198,35 @@ def newest(folder):
     return max((path.stat().st_mtime_ns for path in folder.glob("*.checkpoint")), default=0)
 
 
-TWO_RUNS = """
-import sys
+RUNS = """
+import sys, time
 import stt_lite as stt
-for folder in sys.argv[1:]:
+*folders, timed = sys.argv[1:]
+for folder in folders:
     stt.train(stt.TrainingConfig(out=folder, tokenizer="moving-mnist-tiny", **{options!r}))
+write = stt.training.save_checkpoint
+stt.training.save_checkpoint = lambda *args, **parts: (time.sleep(0.2), write(*args, **parts))  # in one process only
+options = {options!r} | dict(steps=None, minutes=0.05)
+stt.train(stt.TrainingConfig(out=timed, tokenizer="moving-mnist-tiny", **options))
 stt.training.torch.distributed.destroy_process_group()
 """
 
 
 def test_two_processes_train_to_the_same_loss_and_continue_a_run_of_one(tmp_path):
-    one, two, mixed = tmp_path / "one", tmp_path / "two", tmp_path / "mixed"
+    one, two, mixed, timed = (tmp_path / name for name in ("one", "two", "mixed", "timed"))
     options = TINY | dict(steps=10, batch=4, rollout_share=0.2)
     stt.train(tiny(one, **options))
     stop_after(5, tiny(mixed, **options))  # the first half on one process, the second on two
     script = tmp_path / "runs.py"
-    script.write_text(TWO_RUNS.format(options=options))
+    script.write_text(RUNS.format(options=options))
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([sys.executable, *launcher, script, two, mixed], env=environment, capture_output=True, text=True)
+    done = subprocess.run(  # a process that waits for another one forever fails here
+        [sys.executable, *launcher, script, two, mixed, timed], env=environment, capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((two / "transformer.json").read_text())["processes"] == 2
+    assert 2 <= json.loads((timed / "transformer.json").read_text())["seconds"] <= 6
     expected = weights(one)
     for folder in (two, mixed):
         state = torch.load(folder / "transformer.checkpoint", weights_only=True)["progress"]
@@ -253,6 +261,11 @@ def test_a_checkpoint_of_another_config_is_refused(tmp_path):
     stop_after(2, tiny(tmp_path))
     with pytest.raises(ValueError, match=r"another config: width = 16, now 32; choose another `out`"):
         stt.train(tiny(tmp_path, width=32))
+    assert json.loads((tmp_path / "config.json").read_text())["width"] == 16
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"transformer.checkpoint is of another config: seed = 0, now 1"):
+        stt.train(tiny(tmp_path, seed=1))
+    (tmp_path / "config.json").unlink()
     stt.train(tiny(tmp_path, steps=4))  # another budget is fine
 
 
@@ -299,7 +312,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_p
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stt.SpatialTemporalTransformer, "draw_noise", poisoned)
-        with pytest.raises(FloatingPointError, match=r"nan at step 3 of the transformer; checkpoint: .* is the last good"):
+        with pytest.raises(FloatingPointError, match=r"loss is nan .* at step 3 of the transformer; checkpoint: .* is the last good"):
             stt.train(tiny(tmp_path, rollout_share=0.0))
     state = torch.load(tmp_path / "transformer.checkpoint", weights_only=True)
     assert state["progress"]["step"] == 3
@@ -370,3 +383,18 @@ def test_snap_finds_the_nearest_codeword_of_any_quantizer():
         torch.testing.assert_close((guess - snapped).movedim(1, -1).reshape(-1, D).norm(dim=1), best)
     logits = torch.randn(2, K, 4, 4)
     assert torch.equal(stt.snap(tokenizer, logits, "token"), tokenizer.codes(logits.argmax(1)))
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(tmp_path):
+    error, calls = training.prediction_error, []
+
+    def poisoned(prediction, target):
+        calls.append(None)
+        return error(prediction, target) + ((prediction.sum() * 0).abs().sqrt() if len(calls) == 3 else 0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "prediction_error", poisoned)
+        with pytest.raises(FloatingPointError, match=r"gradient's norm nan at step 2 of the transformer"):
+            stt.train(tiny(tmp_path, rollout_share=0.0))
+    state = torch.load(tmp_path / "transformer.checkpoint", weights_only=True)
+    assert state["progress"]["step"] == 2 and all(value.isfinite().all() for value in state["model"].values())
