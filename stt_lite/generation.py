@@ -98,7 +98,7 @@ class VideoModel(nn.Module):
             new_frames: frames to generate, at least 1.
             samples: futures S of each clip, at least 1.
             temperature: factor on the standard deviation of what is drawn; 0 leaves nothing to chance. The prompt is
-                read at 1 at most.
+                read at 1 at most: above, its z would misreport what really happened.
             seed: the same seed gives the same futures; None continues `generator` or torch's global generator.
             generator: a CPU generator to draw from; not together with `seed`.
             window: places in the cache, one of them the start token's; the oldest frames leave it, those of a long
@@ -545,7 +545,7 @@ class Generate:
         samples: number of futures.
         temperature: how much is left to chance, from 0 (nothing).
         seed: the same seed gives the same futures.
-        window: frames that the model remembers; by default as many as it saw at once in training.
+        window: places in the model's memory, one of them the start token's; by default as many as in training.
         out: file to write; its name ends in .gif or .mp4.
         fps: speed of that video in frames per second.
         device: "cpu", "cuda", ...; by default cuda where there is one.

@@ -133,10 +133,16 @@ def test_roll_out_keeps_the_prompt_and_goes_on_from_its_own_frames(gaussian):
 
 
 def test_the_tokenizer_is_frozen(tmp_path):
-    before = stt.load_tokenizer("moving-mnist-tiny").state_dict()
-    folder = stt.train(tiny(tmp_path, steps=3, rollout_share=0.5))
-    after = stt.load_tokenizer(folder / "tokenizer.safetensors").state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    config = tiny(tmp_path)
+    net = stt.SpatialTemporalTransformer(stt.TransformerConfig(width=16, layers=2, heads=2))
+    objective = stt.TransformerObjective(net, stt.load_tokenizer("moving-mnist-tiny"), config).train()
+    before = {name: value.clone() for name, value in objective.tokenizer.state_dict().items()}
+    cpu, device = training.seed_everything(0, 0, torch.device("cpu"))
+    loss, _ = objective(**objective.prepare(objective.sample(cpu, torch.device("cpu")), 0.0, device, lambda x: x))
+    loss.backward()
+    assert all(torch.equal(before[name], value) for name, value in objective.tokenizer.state_dict().items())
+    assert all(p.grad is None for p in objective.tokenizer.parameters())
+    assert all(p.grad is not None for p in net.parameters())
 
 
 @pytest.mark.parametrize(
@@ -255,6 +261,24 @@ def stop_after(step, config):
         patch.setattr(training, "save_checkpoint", save_checkpoint)
         with pytest.raises(Stop):
             training.train(config)
+
+
+def test_a_run_stopped_halfway_ends_with_the_same_weights(tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    stt.train(tiny(whole))
+    stop_after(4, tiny(stopped))
+    stt.train(tiny(stopped))
+    first, second = weights(whole), weights(stopped)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_what_is_random_follows_from_seed_and_step():
+    def draws(seed, step):
+        cpu, device = training.seed_everything(seed, step, torch.device("cpu"))
+        return torch.cat([torch.rand(3), torch.rand(3, generator=cpu), torch.rand(3, generator=device)])
+
+    assert torch.equal(draws(0, 5), draws(0, 5)) and draws(0, 5).unique().numel() == 9
+    assert not torch.equal(draws(0, 5), draws(0, 6)) and not torch.equal(draws(0, 5), draws(1, 5))
 
 
 def test_a_checkpoint_of_another_config_is_refused(tmp_path):
