@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 import stt_lite as stt
 
 OUT = Path(__file__).resolve().parent / "_assets" / "hero.gif"
-BUNDLE, CLIPS, PROMPT, NEW = "moving-mnist-tiny", (2, 3), 15, 15
+BUNDLE, CLIPS, PROMPT, NEW = "moving-mnist", (2, 3, 6), 15, 5
 SIDE, GAP, CAPTION = 160, 10, 26
 BACKGROUND, TEXT, PROMPT_COLOUR, NEW_COLOUR = (24, 26, 31), (214, 218, 226), (91, 115, 148), (221, 122, 32)
 
