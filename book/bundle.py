@@ -42,6 +42,8 @@ def main(args: Args) -> None:
         record = json.loads((args.folder / f"{part}.json").read_text())
         if part == "transformer":
             record |= {"metrics": metrics["model"], "copy_last_frame": metrics["copy"]}
+            few = stt.evaluate_rollouts(model, 100)["model"]  # quick to repeat: the tests do
+            record["check"] = {"clips": 100} | {protocol: errors["mean"] for protocol, errors in few.items()}
             record["test_clips"] = f"{args.clips} clips of 20 frames, held-out digits, seed 1"
         record = public(record) | {"bundle": args.name, "kind": part}
         target = stt.weights_folder() / f"{args.name}-{part}.safetensors"
