@@ -8,11 +8,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import stt_lite as stt
+from stt_lite.video import GENERATED_COLOUR, PROMPT_COLOUR
 
 OUT = Path(__file__).resolve().parent / "_assets" / "hero.gif"
 BUNDLE, CLIPS, PROMPT, NEW = "moving-mnist", (2, 3, 6), 15, 5
 SIDE, GAP, CAPTION = 160, 10, 26
-BACKGROUND, TEXT, PROMPT_COLOUR, NEW_COLOUR = (24, 26, 31), (214, 218, 226), (91, 115, 148), (221, 122, 32)
+BACKGROUND, TEXT = (24, 26, 31), (214, 218, 226)
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
             draw = ImageDraw.Draw(picture)
             for column, video in enumerate([truth, *samples]):
                 left = GAP + column * (SIDE + GAP)
-                border = PROMPT_COLOUR if given or column == 0 else NEW_COLOUR
+                border = PROMPT_COLOUR if given or column == 0 else GENERATED_COLOUR
                 draw.rectangle((left - 3, GAP - 3, left + SIDE + 2, GAP + SIDE + 2), fill=border)
                 pixels = video[t, 0].mul(255).round().to(torch.uint8).numpy()
                 picture.paste(Image.fromarray(pixels).resize((SIDE, SIDE), Image.NEAREST), (left, GAP))

@@ -215,11 +215,7 @@ class TokenizerObjective(nn.Module):
 
     def sample(self, generator: torch.Generator, device: torch.device) -> Tensor:
         """Clips of one frame, of all processes together; four times as many as clips elsewhere, since they are short."""
-        c = self.config
-        return moving_mnist(
-            4 * c.batch, 1, c.size, c.digits, stochastic=c.stochastic, source=c.source, generator=generator,
-            device=device,
-        )  # fmt: skip
+        return draw_clips(self.config, 4 * self.config.batch, 1, generator=generator, device=device)
 
     def prepare(self, clips: Tensor, progress: float, generator: torch.Generator, mine: Callable) -> dict:
         """Arguments of `forward`, for this process's part of the clips."""
@@ -234,16 +230,19 @@ class TokenizerObjective(nn.Module):
     @torch.no_grad()
     def show(self, model: Tokenizer) -> tuple[dict[str, Tensor], None]:
         """A held-out clip and its reconstruction."""
-        clip = held_out(self.config, 1, next(model.parameters()).device)[0]
+        clip = held_out(self.config, next(model.parameters()).device)
         return {"held-out clip": clip, "reconstruction": model.reconstruct(clip)}, None
 
 
-def held_out(config: TrainingConfig, n: int, device: torch.device) -> Float[Tensor, "n T C H W"]:
-    """Clips of held-out digits, the same at every call."""
-    return moving_mnist(
-        n, config.frames, config.size, config.digits, split="test", stochastic=config.stochastic, source=config.source,
-        seed=1, device=device,
-    )  # fmt: skip
+def draw_clips(config: TrainingConfig, n: int, frames: int, **options) -> Float[Tensor, "n T C H W"]:
+    """Clips of the kind that the config names; options as those of `moving_mnist`."""
+    kind = {"stochastic": config.stochastic, "source": config.source}
+    return moving_mnist(n, frames, config.size, config.digits, **kind, **options)
+
+
+def held_out(config: TrainingConfig, device: torch.device) -> Float[Tensor, "T C H W"]:
+    """A clip of held-out digits, the same at every call."""
+    return draw_clips(config, 1, config.frames, split="test", seed=1, device=device)[0]
 
 
 def snap(tokenizer: Tokenizer, prediction: Float[Tensor, "B D_or_K h w"], head: str) -> Float[Tensor, "B D h w"]:
@@ -317,11 +316,7 @@ class TransformerObjective(nn.Module):
 
     def sample(self, generator: torch.Generator, device: torch.device) -> Tensor:
         """Clips of one step, of all processes together."""
-        c = self.config
-        return moving_mnist(
-            c.batch, c.frames, c.size, c.digits, stochastic=c.stochastic, source=c.source, generator=generator,
-            device=device,
-        )  # fmt: skip
+        return draw_clips(self.config, self.config.batch, self.config.frames, generator=generator, device=device)
 
     @torch.no_grad()
     def prepare(self, clips: Tensor, progress: float, generator: torch.Generator, mine: Callable) -> dict:
@@ -367,7 +362,7 @@ class TransformerObjective(nn.Module):
     @torch.no_grad()
     def show(self, model: SpatialTemporalTransformer) -> tuple[dict[str, Tensor], int]:
         """A held-out clip, what the model makes of its first three quarters, and how many frames those are."""
-        clip, prompt = held_out(self.config, 1, next(model.parameters()).device)[0], 3 * self.config.frames // 4
+        clip, prompt = held_out(self.config, next(model.parameters()).device), 3 * self.config.frames // 4
         latents = self.tokenizer.quantize(self.tokenizer.encode(clip))[0]
         rolled = roll_out(model, self.tokenizer, latents[None], prompt, temperature=0.0)[0]
         return {"held-out clip": clip, "continued": self.tokenizer.decode(rolled)}, prompt
