@@ -654,11 +654,11 @@ def run_record(config: TrainingConfig, progress: Progress, accelerator) -> dict:
 
 
 def read_record(name: str | os.PathLike) -> dict:
-    """The record of a transformer without its curve and config: what a run that starts from it should say of it."""
+    """The record of a transformer without its config: what a run that starts from it should say of it."""
     path = Path(name)
     path = weights_folder() / f"{name}-transformer.json" if path.suffix == "" else path.with_suffix(".json")
     record = json.loads(path.read_text()) if path.exists() else {}
-    return {key: value for key, value in record.items() if key not in ("config", "curve", "data")}
+    return {key: value for key, value in record.items() if key not in ("config", "data")}
 
 
 def hardware(device: torch.device) -> str:
