@@ -28,8 +28,7 @@ from stt_lite.video import GENERATED_COLOUR, PROMPT_COLOUR, check_frames, film_s
 from stt_lite.vq_autoencoder import Tokenizer, TokenizerConfig, load_tokenizer, weights_folder, write_file
 
 __all__ = [
-    "Bundle", "VideoModel", "evaluate_rollouts", "explore", "futures", "load_pretrained", "pretrained", "rollout_error",
-    "side_by_side",
+    "Bundle", "VideoModel", "explore", "futures", "held_out_clips", "load_pretrained", "pretrained", "rollout_error", "side_by_side",
 ]  # fmt: skip
 
 CACHE_BYTES = 2**29  # keys and values that `generate` holds at once: more futures than fit go through in groups
@@ -350,28 +349,17 @@ def rollout_error(
     return (guess - clips[:, prompt:]).square().sum((2, 3, 4)).mean(0)
 
 
-def _held_out(model: VideoModel, n: int, frames: int, seed: int) -> Float[Tensor, "n T C H W"]:
-    """Clips of held-out digits, of the kind that the model was trained on, on its device."""
+def held_out_clips(model: VideoModel, n: int, frames: int, seed: int) -> Float[Tensor, "n T C H W"]:
+    """Clips of held-out digits, of the kind that the model was trained on, on its device.
+
+    Raises:
+        ValueError: a record that does not say what kind that is, or a number out of range.
+    """
     data = model.record.get("data", {})
     if not {"size", "digits"} <= set(data):
         raise ValueError(f"the model's record must name size and digits of its clips under 'data', got {data}")
     options = {"split": "test", "stochastic": data.get("stochastic", False), "device": model.transformer.start.device}
     return moving_mnist(n, frames, data["size"], data["digits"], seed=seed, **options)
-
-
-def evaluate_rollouts(model: VideoModel, n: int = 100) -> dict[str, dict]:
-    """Errors at temperature 0 on `n` clips of held-out digits, from 15 frames to 5 and from 10 to 10.
-
-    Returns:
-        For "model" and "copy" (which repeats the last frame): for "15->5" and "10->10": "per_frame" as in
-        `rollout_error`, its "first" and its "mean".
-    """
-    _check_number("n", n)
-    clips, table = _held_out(model, n, 20, seed=1), {}
-    for name, continues in (("model", model), ("copy", None)):
-        errors = {f"{prompt}->{20 - prompt}": rollout_error(continues, clips, prompt).tolist() for prompt in (15, 10)}
-        table[name] = {key: {"first": e[0], "mean": sum(e) / len(e), "per_frame": e} for key, e in errors.items()}
-    return table
 
 
 def side_by_side(
@@ -568,12 +556,12 @@ class Generate:
         start = time.perf_counter()
         if self.out.suffix.lower() not in (".gif", ".mp4"):
             raise ValueError(f"out must end in .gif or .mp4, got {self.out}")
-        _check_writable(self.out)
+        check_writable(self.out)
         _check_number("prompt_frames", self.prompt_frames)
         _check_number("new_frames", self.new_frames)
-        model = load_pretrained(self.bundle, _device(self.device))
+        model = load_pretrained(self.bundle, pick_device(self.device))
         if self.prompt is None:
-            truth = _held_out(model, 1, self.prompt_frames + self.new_frames, seed=self.clip)[0].cpu()
+            truth = held_out_clips(model, 1, self.prompt_frames + self.new_frames, seed=self.clip)[0].cpu()
             prompt, note = truth[: self.prompt_frames], "; on the left what really happened"
         else:
             truth, prompt, note = None, _read_prompt(model, self.prompt, self.prompt_frames), ""
@@ -583,38 +571,7 @@ class Generate:
         save_video(self.out, side_by_side(video, len(prompt), truth), fps=self.fps, scale=scale)
         print(f"{self.out.resolve()}")
         print(f"prompt of {len(prompt)} frames, futures: {self.samples}, new frames: {self.new_frames}{note}")
-        print(f"loaded, generated and written in {time.perf_counter() - start:.1f} s on {_device(self.device)}")
-
-
-@dataclass
-class Evaluate:
-    """Errors of a model's rollouts on held-out clips, beside those of copying the last frame.
-
-    Args:
-        bundle: bundled model by name, or a folder that training wrote.
-        clips: number of clips.
-        out: JSON file to write.
-        device: "cpu", "cuda", ...; by default cuda where there is one.
-    """
-
-    bundle: str = "moving-mnist-tiny"
-    clips: int = 100
-    out: Path | None = None
-    device: str | None = None
-
-    def run(self) -> None:
-        if self.out is not None:
-            _check_writable(self.out)
-        table = evaluate_rollouts(load_pretrained(self.bundle, _device(self.device)), self.clips)
-        print(f"squared error per frame; held-out clips: {self.clips}\n{'':30}  frames  first frame   mean")
-        for name, errors in table.items():
-            for horizon, error in errors.items():
-                who = self.bundle if name == "model" else "copy the last frame"
-                print(f"{who:30}  {horizon:6}  {error['first']:11.2f} {error['mean']:6.2f}")
-        if self.out is not None:
-            table = {"bundle": self.bundle, "clips": self.clips, **table}
-            write_file(self.out, (json.dumps(table, indent=2) + "\n").encode())
-            print(self.out.resolve())
+        print(f"loaded, generated and written in {time.perf_counter() - start:.1f} s on {pick_device(self.device)}")
 
 
 @dataclass
@@ -625,11 +582,11 @@ class Pretrained:
         print(pretrained())
 
 
-def _device(name: str | None) -> str:
+def pick_device(name: str | None) -> str:
     return name or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Make the folder of `path`; OSError where no file can be written into it."""
     if path.is_dir():
         raise OSError(f"out must name a file, {path} is a folder")
@@ -656,11 +613,12 @@ def _read_prompt(model: VideoModel, path: Path, frames: int) -> Float[Tensor, "T
     return clip[-frames:]
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, more: dict[str, type] | None = None) -> None:
     """The command `stt-lite`. What goes wrong is one line on stderr, and exit code 2.
 
     Args:
         arguments: None takes those of the shell.
+        more: further subcommands by name, dataclasses with a method `run`; chapter 10 adds two.
     """
     import tyro
 
@@ -676,7 +634,7 @@ def main(arguments: list[str] | None = None) -> None:
         def run(self) -> None:
             print(f"trained: {train(self.config)}")
 
-    commands = {"generate": Generate, "train": Train, "evaluate": Evaluate, "pretrained": Pretrained}
+    commands = {"generate": Generate, "train": Train, "pretrained": Pretrained, **(more or {})}
     plain_names = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     description = "Generate video with a small spatial-temporal transformer."
     try:

@@ -18,9 +18,9 @@ import stt_lite as stt
 from stt_lite import generation
 from stt_lite.generation import (
     VideoModel,
-    evaluate_rollouts,
     explore,
     futures,
+    held_out_clips,
     load_pretrained,
     main,
     pretrained,
@@ -449,25 +449,18 @@ def test_rollout_error_of_copying_is_the_difference_from_the_last_frame():
             rollout_error(model, real, prompt)
 
 
-def test_evaluation_has_both_horizons(folder):
-    table = evaluate_rollouts(load_pretrained(folder), n=3)
-    real = moving_mnist(3, 20, 32, 1, split="test", seed=1)
-    assert list(table) == ["model", "copy"]
-    for name, model in (("model", load_pretrained(folder)), ("copy", None)):
-        for key, prompt in (("15->5", 15), ("10->10", 10)):
-            error, wanted = table[name][key], rollout_error(model, real, prompt)
-            assert error["per_frame"] == pytest.approx(wanted.tolist(), rel=1e-4)
-            assert error["first"] == error["per_frame"][0] and len(error["per_frame"]) == 20 - prompt
-            assert error["mean"] == pytest.approx(wanted.mean().item(), rel=1e-4)
+def test_held_out_clips_are_of_the_models_kind(folder):
+    model = load_pretrained(folder)
+    assert torch.equal(held_out_clips(model, 3, 20, seed=1), moving_mnist(3, 20, 32, 1, split="test", seed=1))
     with pytest.raises(ValueError, match="record must name size and digits"):
-        evaluate_rollouts(small())
+        held_out_clips(small(), 3, 20, seed=1)
 
 
 def test_bundled_model_beats_copying_on_every_frame():
-    table = evaluate_rollouts(load_pretrained("moving-mnist-tiny"), n=32)
-    for horizon in ("15->5", "10->10"):
-        ours, copying = (table[name][horizon]["per_frame"] for name in ("model", "copy"))
-        assert all(a < b for a, b in zip(ours, copying))
+    model = load_pretrained("moving-mnist-tiny")
+    known = held_out_clips(model, 32, 20, seed=1)
+    for prompt in (15, 10):
+        assert (rollout_error(model, known, prompt) < rollout_error(None, known, prompt)).all()
 
 
 # To look at
@@ -593,15 +586,8 @@ def test_command_says_in_one_line_what_is_wrong(folder, tmp_path, capsys, monkey
 def test_output_is_checked_before_the_work(folder, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(generation, "load_pretrained", lambda *a: pytest.fail("loaded a model first"))
-    for command in ("generate", "evaluate"):
-        with pytest.raises(SystemExit):
-            main([command, "--bundle", str(folder), "--out", str(tmp_path / "file" / "out.gif")])
-
-
-def test_command_evaluates_and_writes_json(folder, tmp_path, capsys):
-    main(["evaluate", "--bundle", str(folder), "--clips", "2", "--out", str(tmp_path / "errors.json")])
-    printed, table = capsys.readouterr().out, json.loads((tmp_path / "errors.json").read_text())
-    assert table["clips"] == 2 and f"{table['model']['15->5']['mean']:.2f}" in printed and "copy the last frame" in printed
+    with pytest.raises(SystemExit):
+        main(["generate", "--bundle", str(folder), "--out", str(tmp_path / "file" / "out.gif")])
 
 
 def test_command_lists_what_is_bundled(capsys):
@@ -610,11 +596,10 @@ def test_command_lists_what_is_bundled(capsys):
 
 
 @pytest.mark.parametrize("command, words", [
-    ([], ["generate", "train", "evaluate", "pretrained"]),
+    ([], ["generate", "train", "pretrained"]),
     (["generate"], ["--prompt-frames", "default: 15", "--temperature", "frames per second"]),
     (["train"], ["moving-mnist-tiny", "moving-mnist"]),
     (["train", "moving-mnist-tiny"], ["--minutes", "--out", "--width"]),
-    (["evaluate"], ["--clips", "default: 100"]),
 ])  # fmt: skip
 def test_command_helps(capsys, command, words):
     with pytest.raises(SystemExit) as exit:
@@ -685,6 +670,7 @@ def test_readme_shows_the_recorded_errors(name, root):
 def test_the_recorded_errors_are_those_of_the_bundled_weights():
     """The record's mean over 100 clips is repeated; its main figures, over 500, take a minute."""
     check = json.loads((stt.weights_folder() / "moving-mnist-tiny-transformer.json").read_text())["check"]
-    now = evaluate_rollouts(load_pretrained("moving-mnist-tiny"), n=check["clips"])["model"]
-    for protocol in ("15->5", "10->10"):
-        assert now[protocol]["mean"] == pytest.approx(check[protocol], rel=0.02)
+    model = load_pretrained("moving-mnist-tiny")
+    known = held_out_clips(model, check["clips"], 20, seed=1)
+    for prompt in (15, 10):
+        assert rollout_error(model, known, prompt).mean().item() == pytest.approx(check[f"{prompt}->{20 - prompt}"], rel=0.02)
