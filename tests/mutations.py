@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SPATIAL, TEMPORAL = "spatial_attention", "temporal_attention"
 GAUSSIAN, TRANSFORMER = "gaussian_parameterization", "transformer"
-TRAINING, GENERATION = "training", "generation"
+TRAINING, GENERATION, EVALUATION = "training", "generation", "evaluation"
 
 MUTATIONS = [  # what breaks; module; text; replacement; tests of that module to run (pytest -k)
     ("forget the scale", SPATIAL, "q @ k.mT / math.sqrt(q.shape[-1])", "q @ k.mT", "the_formula"),
@@ -62,6 +62,16 @@ MUTATIONS = [  # what breaks; module; text; replacement; tests of that module to
     ("read the prompt with the prior", GENERATION, "target=known", "target=None", "posterior"),
     ("let the start token go", GENERATION, "t >= cache[0]", "False and t >= cache[0]", "start_token"),
     ("misread a prompt when hot", GENERATION, "min(temperature, 1.0)", "temperature", "posterior"),
+    ("biased variance", EVALUATION, "unbiased = window**2 / (window**2 - 1)", "unbiased = 1.0", "scikit"),
+    ("logarithm of the mean", EVALUATION, "-10 * (video - truth).square().mean((-3, -2, -1)).clamp(min=1e-10).log10()", "-10 * (video - truth).square().mean((-3, -2, -1)).clamp(min=1e-10).mean().log10().expand(video.shape[:-3])", "psnr"),
+    ("swap two gates", EVALUATION, "take, keep, show, new =", "keep, take, show, new =", "lstm"),
+    ("show the ConvLSTM what it should predict", EVALUATION, "frames[:, t] if t < prompt else", "frames[:, t] if t <= prompt else", "from_its_own"),
+    ("joint attention sees the future", EVALUATION, "time[:, None] >= time", "time[:, None] >= time - 1", "cache_agrees or see_what"),
+    ("joint attention sees the cache's empty slots", EVALUATION, "slot >= W - filled", "slot >= 0", "cache_agrees"),
+    ("count the wrong draws", EVALUATION, "log_choose(i - 1, k - 1)", "log_choose(i, k)", "expected_best"),
+    ("swap rows and columns", EVALUATION, "(weight.sum(-1) * rows)", "(weight.sum(-2) * rows)", "centroid"),
+    ("one noise for all clips", EVALUATION, "seed=seed + i", "seed=seed", "futures_of_its_own"),
+    ("show the best as the worst", EVALUATION, "errors.argsort(descending=True)", "errors.argsort()", "worst"),
 ]  # fmt: skip
 
 
@@ -83,6 +93,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copytree(ROOT / "stt_lite", folder / "stt_lite", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "book" / "results", folder / "book" / "results")
         shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
         for module in dict.fromkeys(row[1] for row in rows):  # the tests must pass before anything is broken
             passed, line = run(folder, module, " or ".join(f"({row[4]})" for row in rows if row[1] == module))
