@@ -648,7 +648,7 @@ def explain(
         return f"It bounces off the {where}; {end}."
     if reconstruction_ratio > 2:
         return f"A rare shape: even its reconstruction has {reconstruction_ratio:.1f} times the usual error; {end}."
-    return f"It just flies on, so the model misjudged its speed or its shape; {end}."
+    return f"It just flies on, and the model misjudged its {'speed' if away > 1 else 'shape'}; {end}."
 
 
 @dataclass(frozen=True)
