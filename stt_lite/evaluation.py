@@ -777,6 +777,7 @@ class Compare:
         tokenizer_minutes: of training a tokenizer, for the variants that have one of their own.
         seeds: one run each.
         stochastic: clips that bounce in random directions; also draw `futures` clips' futures.
+        beta: weight of the KL, see `TrainingConfig`; None: the preset's.
         futures: clips whose 100 futures are drawn, where stochastic.
         clips: held-out clips to evaluate on.
         out: folder for the records.
@@ -788,6 +789,7 @@ class Compare:
     tokenizer_minutes: float = 4.0
     seeds: tuple[int, ...] = (0,)
     stochastic: bool = False
+    beta: float | None = None
     futures: int = 100
     clips: int = 500
     out: Path = Path("results")
@@ -806,6 +808,7 @@ class Compare:
                     PRESETS["moving-mnist-tiny"], out=self.runs / path.stem, minutes=self.minutes, seed=seed,
                     stochastic=self.stochastic,
                 )  # fmt: skip
+                config = config if self.beta is None else replace(config, beta=self.beta)
                 forecast, model, record = train_variant(name, config, self.tokenizer_minutes)
                 clips = draw_clips(config, self.clips, 45, split="test", seed=1)
                 record |= {"study": study, "test_clips": f"{self.clips} clips, held-out digits, seed 1"}
