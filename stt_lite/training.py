@@ -145,7 +145,9 @@ class TrainingConfig:
         beta: weight of the KL, in squared latent units per nat: what a nat of z must save; grows with a frame's area.
         beta_warmup: share of the budget after which beta is reached, from 0 on; 0 for no warm-up.
         corruption: each clip draws a rate from 0 to this, and replaces that share of its context by random tokens.
+        fade: each clip draws a rate up to this, mostly near 0, and dims each frame of its context by 0 up to that share.
         rollout_share: share of the budget, at its end, in which the context holds the model's own rollouts.
+        rollout_length: share of a clip's frames that such a rollout replaces at most, in (0, 1).
         seed: everything random follows from it and the step.
         precision: "no" (float32), "bf16" or "fp16"; "auto" takes bf16, or fp16 on a GPU without it, or "no" on a CPU.
         compile: torch.compile; None: on a GPU only.
@@ -179,7 +181,9 @@ class TrainingConfig:
     beta: float = 8.0
     beta_warmup: float = 0.3
     corruption: float = 0.05
+    fade: float = 0.4
     rollout_share: float = 0.15
+    rollout_length: float = 0.75
     seed: int = 0
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     compile: bool | None = None
@@ -194,11 +198,12 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value!r}")
-        for name in ("average", "beta_warmup", "corruption", "rollout_share"):
+        for name in ("average", "beta_warmup", "corruption", "fade", "rollout_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
-        if not 0 < self.tokenizer_share < 1:
-            raise ValueError(f"tokenizer_share must be in (0, 1), got {self.tokenizer_share!r}")
+        for name in ("tokenizer_share", "rollout_length"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in (0, 1), got {getattr(self, name)!r}")
 
 
 class TokenizerObjective(nn.Module):
@@ -334,11 +339,13 @@ class TransformerObjective(nn.Module):
         noise = mine(model.draw_noise(B, T, generator))
         rate, chance = mine(c.corruption * torch.rand(B, **draw)), mine(torch.rand(B, T, h, w, **draw))
         random = mine(torch.randint(tokenizer.quantizer.codebook_size, (B, T, h, w), **draw))
-        prompt = torch.randint(c.frames // 4, c.frames, (), **draw).item()
+        prompt = torch.randint(max(1, int(c.frames * (1 - c.rollout_length))), c.frames, (), **draw).item()
+        dim = mine(c.fade * torch.rand(B, 1, 1, 1, 1, **draw) ** 3 * torch.rand(B, T, 1, 1, 1, **draw))
         clips = mine(clips)
         target, indices = tokenizer.quantize(tokenizer.encode(clips.flatten(0, 1)))
         target, indices = target.unflatten(0, clips.shape[:2]), indices.unflatten(0, clips.shape[:2])
-        context = corrupt(target, tokenizer, rate, chance, random)
+        dimmed, _ = tokenizer.quantize(tokenizer.encode(((1 - dim) * clips).flatten(0, 1)))
+        context = corrupt(dimmed.view_as(target), tokenizer, rate, chance, random)
         if progress > 1 - c.rollout_share:  # the last part: learn to continue what it made itself
             context = roll_out(model, tokenizer, context, prompt, noise)
         beta = beta_warmup(round(1000 * progress), round(1000 * c.beta_warmup), c.beta)  # in thousandths of the budget
