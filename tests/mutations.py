@@ -59,6 +59,8 @@ MUTATIONS = [  # what breaks; module; text; replacement; tests of that module to
     ("step on a broken gradient", TRAINING, "or not (math.isfinite(norm) or accelerator.scaler)", "", "gradient"),
     ("accept any checkpoint", TRAINING, "refuse_another(path, then, config)", "pass", "another_config"),
     ("overwrite in place", TRAINING, "write_file(path, buffer.getvalue())", "path.write_bytes(buffer.getvalue())", "full_disk"),
+    ("dim the target too", TRAINING, "target, indices = tokenizer.quantize(tokenizer.encode(clips.flatten(0, 1)))", "target, indices = tokenizer.quantize(tokenizer.encode(((1 - dim) * clips).flatten(0, 1)))", "fade"),
+    ("roll out whole clips", TRAINING, "int(c.frames * (1 - c.rollout_length))", "0", "rollouts_replace"),
     ("read the prompt with the prior", GENERATION, "target=known", "target=None", "posterior"),
     ("let the start token go", GENERATION, "t >= cache[0]", "False and t >= cache[0]", "start_token"),
     ("misread a prompt when hot", GENERATION, "min(temperature, 1.0)", "temperature", "posterior"),

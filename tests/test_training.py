@@ -132,6 +132,34 @@ def test_roll_out_keeps_the_prompt_and_goes_on_from_its_own_frames(gaussian):
             assert torch.equal(stt.snap(tokenizer, prediction, "regression"), rolled[:, t])
 
 
+def prepared(folder, progress=0.0, **changes):
+    """What a small transformer's objective prepares of eight clips, and the tokenizer."""
+    config = tiny(folder, batch=8, frames=8, corruption=0.0, **changes)
+    net = stt.SpatialTemporalTransformer(stt.TransformerConfig(width=16, layers=2, heads=2))
+    objective = stt.TransformerObjective(net, stt.load_tokenizer("moving-mnist-tiny"), config).train()
+    cpu, device = training.seed_everything(0, 0, torch.device("cpu"))
+    return objective.prepare(objective.sample(cpu, torch.device("cpu")), progress, device, lambda x: x), objective.tokenizer
+
+
+def test_fade_dims_the_context_and_not_the_target(tmp_path):
+    clean, tokenizer = prepared(tmp_path, fade=0.0)
+    assert torch.equal(clean["context"], clean["target"])
+    faded, _ = prepared(tmp_path, fade=0.9)
+    assert torch.equal(faded["target"], clean["target"])
+    ink = [tokenizer.decode(batch["context"].flatten(0, 1)).unflatten(0, (8, 8)).sum((2, 3, 4)) for batch in (clean, faded)]
+    left = ink[1] / ink[0]  # (clips, frames)
+    assert left.min() < 0.8 and left.max() < 1.1
+    assert (left.mean(1) > 0.97).any()  # some clips hardly, since most draw a share near 0
+    assert (left.std(1) > 0.02).any()  # each frame by its own share
+
+
+def test_rollouts_replace_at_most_their_share_of_a_clip(tmp_path):
+    for length, least in ((0.25, 6), (0.75, 2)):
+        batch, _ = prepared(tmp_path, progress=0.99, rollout_share=0.5, fade=0.0, rollout_length=length)
+        assert torch.equal(batch["context"][:, :least], batch["target"][:, :least])
+        assert not torch.equal(batch["context"], batch["target"])
+
+
 def test_the_tokenizer_is_frozen(tmp_path):
     config = tiny(tmp_path)
     net = stt.SpatialTemporalTransformer(stt.TransformerConfig(width=16, layers=2, heads=2))
@@ -355,7 +383,9 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_p
         ({"batch": 0}, "batch must be above 0, got 0"),
         ({"corruption": 1.0}, r"corruption must be in \[0, 1\), got 1.0"),
         ({"rollout_share": -0.1}, "rollout_share must be in"),
+        ({"fade": 1.0}, r"fade must be in \[0, 1\), got 1.0"),
         ({"tokenizer_share": 0.0}, "tokenizer_share must be in"),
+        ({"rollout_length": 1.0}, r"rollout_length must be in \(0, 1\), got 1.0"),
     ],
 )
 def test_bad_configs_are_refused(tmp_path, changes, message):
