@@ -462,7 +462,7 @@ VARIANTS = {
     "temporal-only": Variant("temporal attention only", layer=TemporalOnly),
     "no-residual": Variant("no residual stream", layer=NoResidual),
     "gaussian-off": Variant("Gaussian off", {"gaussian": "off"}),
-    "bottleneck": Variant("Gaussian bottleneck", {"gaussian": "bottleneck"}),
+    "bottleneck": Variant("Gaussian bottleneck", {"gaussian": "bottleneck", "beta": 0.01}),  # 16 times as many channels
     "token-head": Variant("token head", {"head": "token"}),
     "no-corruption": Variant("no context corruption", {"corruption": 0.0}),
     "vq-8": Variant("VQ, grid 8x8", tokenizer={}),
