@@ -19,6 +19,7 @@ REPORT = """
 import json as _json, torch as _torch
 print("REPORT " + _json.dumps({
     "stt_lite": stt.__file__, "weights": sorted(p.name for p in (Path(stt.__file__).parent / "weights").glob("*")),
+    "results": sorted(p.name for p in (Path(stt.__file__).parent / "results").glob("*.json")),
     "torch": [_torch.__version__, _torch.__file__], "device": str(device), "preset": preset,
 }))
 """
@@ -43,6 +44,7 @@ def source(tmp_path_factory):
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     shutil.copytree(ROOT / "stt_lite", copy / "stt_lite", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "book" / "results", copy / "book" / "results")
     return copy
 
 
@@ -97,6 +99,7 @@ def test_notebook_alone(path, outputs, python):
     assert Path(report["stt_lite"]).is_relative_to(site_packages)
     bundled = sorted(p.name for p in (ROOT / "stt_lite" / "weights").glob("*") if p.suffix in (".safetensors", ".json"))
     assert report["weights"] == bundled
+    assert report["results"] == sorted(p.name for p in (ROOT / "book" / "results").glob("*.json"))
     assert report["torch"] == [torch.__version__, torch.__file__], "the installed torch was touched"
     assert not list(site_packages.glob("torch*"))
     assert (report["device"], report["preset"]) == ("cpu", "tiny")
