@@ -99,7 +99,7 @@ def read_video(path: Path, size: int, channels: int, fps: float | None) -> Itera
         "-map", "0:V:0", "-vf", ",".join(steps), "-f", "rawvideo", "-pix_fmt", "gray" if channels == 1 else "rgb24", "-",
     ]  # fmt: skip
     count, expected, length = 0, None, size * size * channels
-    with tempfile.TemporaryFile() as log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log) as process:
+    with tempfile.TemporaryFile("a+b") as log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log) as process:
 
         def said(pattern: str) -> list[str]:
             log.seek(0)
@@ -139,10 +139,10 @@ class Prepared:
     def __repr__(self) -> str:
         (C, H, W), sources = self.shape, len(self.train.keys() | self.test.keys())
         lines = [
-            f"{sources} sources, {self.frames:,} frames of {H}x{W} pixels, {'grey' if C == 1 else 'RGB'}; {self.reused} were there already",
+            f"{sources} sources, {self.frames:,} frames of {H}x{W} pixels, {'grey' if C == 1 else 'RGB'}",
             f"train: {sum(self.train.values()):,} windows of {self.window} frames from {len(self.train)} sources",
             f"test: {sum(self.test.values()):,} windows from {len(self.test)} sources",
-            f"skipped: {len(self.skipped)}" + "".join(f"\n  {name}: {reason}" for name, reason in self.skipped.items()),
+            f"there already: {self.reused}, skipped: {len(self.skipped)}" + "".join(f"\n  {name}: {reason}" for name, reason in self.skipped.items()),
         ]
         return "\n".join(lines)
 
@@ -235,6 +235,7 @@ def prepare_clips(
         raise ValueError(f"fps must be above 0, or None, got {fps!r}")
     if not 0 <= test_share < 1:
         raise ValueError(f"test_share must be in [0, 1), got {test_share!r}")
+    fps = fps if fps is None else float(fps)
     sources, arrays, shape = find_sources(Path(source)), Path(out) / "clips", (1 if gray else 3, size, size)
     arrays.mkdir(parents=True, exist_ok=True)
     stats = {name: [path.stat() for path in paths] for name, paths in sources.items()}
@@ -348,8 +349,10 @@ class ClipFolder:
         inside = torch.randint(self.frames - frames + 1, (n,), generator=generator)
         return self._read(split, chosen, inside, frames, device)
 
-    def test_clips(self, n: int = 16, frames: int | None = None, device: torch.device | str = "cpu") -> Float[Tensor, "n T C H W"]:
-        """Held-out clips that do not overlap, the same at every call, spread evenly over the sources.
+    def test_clips(
+        self, n: int = 16, frames: int | None = None, device: torch.device | str = "cpu"
+    ) -> Float[Tensor, "n T C H W"]:
+        """Held-out clips that do not overlap, the same at every call, spread evenly over all that there are.
 
         Args:
             n: how many; all where there are fewer.

@@ -18,7 +18,9 @@ from PIL import Image
 import stt_lite as stt
 from stt_lite import your_own_video
 from stt_lite.vq_autoencoder import TokenizerConfig
-from stt_lite.your_own_video import ClipFolder, FolderTokenizerObjective, FolderTransformerObjective, prepare_clips, train_own
+from stt_lite.your_own_video import (
+    ClipFolder, FolderTokenizerObjective, FolderTransformerObjective, prepare_clips, train_own,
+)  # fmt: skip
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")  # a file skipped unawares
 OPTIONS = {"size": 16, "fps": 10.0, "frames": 5}
@@ -75,7 +77,7 @@ def test_a_folder_is_searched_and_summed_up(folder):
     assert summary.train.keys() | summary.test.keys() == {"a.mp4", "b.gif", "deep/c.mkv", "deep/d.mp4"}
     lengths = {name: len(frames) for name, frames in arrays(out).items()}
     assert lengths == {"a.mp4": 20, "b.gif": 20, "deep/c.mkv": 20, "deep/d.mp4": 40}
-    for word in ("4 sources", "100 frames of 16x16 pixels, RGB", "train:", "test:", "skipped: 0"):
+    for word in ("4 sources", "100 frames of 16x16 pixels, RGB", "train:", "test:", "there already: 0, skipped: 0"):
         assert word in repr(summary)
     assert all(frames.dtype == np.uint8 and frames.shape[1:] == (16, 16, 3) for frames in arrays(out).values())
 
