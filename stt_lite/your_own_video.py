@@ -323,7 +323,9 @@ class ClipFolder:
 
     def windows(self, split: str = "train") -> int:
         """Number of windows in "train" or "test"."""
-        return sum(segment["windows"] for segment in self._segments(split))
+        if split not in ("train", "test"):
+            raise ValueError(f'split must be "train" or "test", got {split!r}')
+        return sum(segment["windows"] for segment in self.index[split])
 
     def draw(
         self, n: int, frames: int | None = None, generator: torch.Generator | None = None,
@@ -365,11 +367,6 @@ class ClipFolder:
         chosen = torch.linspace(0, windows - 1, min(n, windows)).round().long()
         return self._read("test", chosen, torch.zeros_like(chosen), frames, device)
 
-    def _segments(self, split: str) -> list[dict]:
-        if split not in ("train", "test"):
-            raise ValueError(f'split must be "train" or "test", got {split!r}')
-        return self.index[split]
-
     def _some(self, split: str) -> int:
         if not (windows := self.windows(split)):
             raise ValueError(f"split {split!r} of {self.path} holds no windows: prepare with another test_share")
@@ -382,7 +379,7 @@ class ClipFolder:
         return frames
 
     def _read(self, split: str, chosen: Tensor, inside: Tensor, frames: int, device) -> Tensor:
-        segments = self._segments(split)
+        segments = self.index[split]
         ends = torch.tensor([segment["windows"] for segment in segments]).cumsum(0)
         batch = np.empty((len(chosen), frames, self.size, self.size, self.channels), np.uint8)
         owners = torch.searchsorted(ends, chosen, right=True)
