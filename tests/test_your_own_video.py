@@ -22,7 +22,7 @@ from stt_lite.your_own_video import (
     ClipFolder, FolderTokenizerObjective, FolderTransformerObjective, prepare_clips, train_own,
 )  # fmt: skip
 
-pytestmark = pytest.mark.filterwarnings("error::UserWarning")  # a file skipped unawares
+pytestmark = pytest.mark.filterwarnings("error:skipped:UserWarning")  # none may go unnoticed
 OPTIONS = {"size": 16, "fps": 10.0, "frames": 5}
 
 
