@@ -131,6 +131,14 @@ from stt_lite.evaluation import (
     without_chance,
     worst,
 )
+from stt_lite.your_own_video import (
+    ClipFolder,
+    FolderTokenizerObjective,
+    FolderTransformerObjective,
+    Prepared,
+    prepare_clips,
+    train_own,
+)
 
 __version__ = "0.1.0"
 
@@ -239,4 +247,10 @@ __all__ = [
     "train_variant",
     "without_chance",
     "worst",
+    "ClipFolder",
+    "FolderTokenizerObjective",
+    "FolderTransformerObjective",
+    "Prepared",
+    "prepare_clips",
+    "train_own",
 ]

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SPATIAL, TEMPORAL = "spatial_attention", "temporal_attention"
 GAUSSIAN, TRANSFORMER = "gaussian_parameterization", "transformer"
 TRAINING, GENERATION, EVALUATION = "training", "generation", "evaluation"
+OWN_VIDEO = "your_own_video"
 
 MUTATIONS = [  # what breaks; module; text; replacement; tests of that module to run (pytest -k)
     ("forget the scale", SPATIAL, "q @ k.mT / math.sqrt(q.shape[-1])", "q @ k.mT", "the_formula"),
@@ -74,6 +75,20 @@ MUTATIONS = [  # what breaks; module; text; replacement; tests of that module to
     ("swap rows and columns", EVALUATION, "(weight.sum(-1) * rows)", "(weight.sum(-2) * rows)", "centroid"),
     ("one noise for all clips", EVALUATION, "seed=seed + i", "seed=seed", "futures_of_its_own"),
     ("show the best as the worst", EVALUATION, "errors.argsort(descending=True)", "errors.argsort()", "worst"),
+    ("frames as they come, whatever the clock", OWN_VIDEO, 'if fps else "settb=1/25,setpts=N"', 'if False else "settb=1/25,setpts=N"', "clock or two_rates"),
+    ("shrink without averaging", OWN_VIDEO, "flags=bilinear", "flags=neighbor", "stripes"),
+    ("shrink images without averaging", OWN_VIDEO, "Image.BILINEAR", "Image.NEAREST", "stripes"),
+    ("show what is transparent", OWN_VIDEO, ",premultiply=inplace=1", "", "transparent"),
+    ("take every pixel for a square", OWN_VIDEO, "'min(iw,ih/sar)':'min(iw*sar,ih)'", "'min(iw,ih)':'min(iw,ih)'", "not_square"),
+    ("keep half a file", OWN_VIDEO, "if process.wait():", "if False:", "bad_files"),
+    ("go on over damage", OWN_VIDEO, '"-xerror", ', "", "bad_files"),
+    ("leave no gap", OWN_VIDEO, "(name, 0, first - frames)]", "(name, 0, first)]", "gap"),
+    ("split groups", OWN_VIDEO, "(group or str)(name) for", "str(name) for", "groups"),
+    ("trust a changed file", OWN_VIDEO, "(path.name, stat.st_size, stat.st_mtime_ns)", "path.name", "changed"),
+    ("trust other options", OWN_VIDEO, "[name, stamps, size, fps, gray]", "[name, stamps]", "changed"),
+    ("leave half an array", OWN_VIDEO, "part.unlink(missing_ok=True)", "pass", "full_disk"),
+    ("train on what is held out", OWN_VIDEO, "4 * self.config.batch, 1, generator, device", '4 * self.config.batch, 1, generator, device, "test"', "training_files"),
+    ("windows out of place", OWN_VIDEO, 'window -= ends[owner].item() - segment["windows"]', "window -= 0", "windows_of_the"),
 ]  # fmt: skip
 
 
