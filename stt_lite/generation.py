@@ -357,7 +357,8 @@ def held_out_clips(model: VideoModel, n: int, frames: int, seed: int) -> Float[T
     """
     data = model.record.get("data", {})
     if not {"size", "digits"} <= set(data):
-        raise ValueError(f"the model's record must name size and digits of its clips under 'data', got {data}")
+        what = f"the model's record must name size and digits of Moving MNIST clips under 'data', got {data}"
+        raise ValueError(f"{what}; continue a prompt of your own")
     options = {"split": "test", "stochastic": data.get("stochastic", False), "device": model.transformer.start.device}
     return moving_mnist(n, frames, data["size"], data["digits"], seed=seed, **options)
 

@@ -181,9 +181,9 @@ class TrainingConfig:
     beta: float = 8.0
     beta_warmup: float = 0.3
     corruption: float = 0.05
-    fade: float = 0.4
+    fade: float = 0.2
     rollout_share: float = 0.15
-    rollout_length: float = 0.75
+    rollout_length: float = 0.5
     seed: int = 0
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     compile: bool | None = None

@@ -452,7 +452,7 @@ def test_rollout_error_of_copying_is_the_difference_from_the_last_frame():
 def test_held_out_clips_are_of_the_models_kind(folder):
     model = load_pretrained(folder)
     assert torch.equal(held_out_clips(model, 3, 20, seed=1), moving_mnist(3, 20, 32, 1, split="test", seed=1))
-    with pytest.raises(ValueError, match="record must name size and digits"):
+    with pytest.raises(ValueError, match="record must name size and digits of Moving MNIST clips"):
         held_out_clips(small(), 3, 20, seed=1)
 
 
