@@ -133,8 +133,6 @@ from stt_lite.evaluation import (
 )
 from stt_lite.your_own_video import (
     ClipFolder,
-    FolderTokenizerObjective,
-    FolderTransformerObjective,
     Prepared,
     prepare_clips,
     train_own,
@@ -248,8 +246,6 @@ __all__ = [
     "without_chance",
     "worst",
     "ClipFolder",
-    "FolderTokenizerObjective",
-    "FolderTransformerObjective",
     "Prepared",
     "prepare_clips",
     "train_own",
