@@ -22,7 +22,7 @@ from stt_lite.spatial_attention import SpatialAttention, attention
 from stt_lite.temporal_attention import KeyValueCache, rotary
 from stt_lite.training import (
     PRESETS, MuonAdamW, TokenizerObjective, TrainingConfig, TransformerObjective, MovingDigits, draw_clips, fit,
-    mixed_precision, run_record, save_transformer, seed_everything, transformer_config,
+    load_transformer, mixed_precision, read_record, run_record, save_transformer, seed_everything, transformer_config,
 )  # fmt: skip
 from stt_lite.transformer import SpatialTemporalTransformer, TransformerConfig, TransformerLayer
 from stt_lite.vq_autoencoder import Tokenizer, TokenizerConfig, load_tokenizer, weights_folder, write_file
@@ -482,7 +482,19 @@ def fit_model(
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
     config.out.mkdir(parents=True, exist_ok=True)
     model, progress = fit(objective, name, 1.0, config, accelerator, watch)
-    return model, run_record(config, progress, accelerator) | {"clips_seen": progress.step * config.batch}
+    return model, run_record(objective, progress, accelerator) | {"clips_seen": progress.step * config.batch}
+
+
+def take_over(net: nn.Module, trained: nn.Module) -> int:
+    """Copy all weights that `net` and `trained` have in common, but for the Gaussian layers; how many numbers that are."""
+    own = net.state_dict()
+    shared = {
+        name: value
+        for name, value in trained.state_dict().items()
+        if ".gaussian." not in name and name in own and own[name].shape == value.shape
+    }
+    net.load_state_dict(shared, strict=False)
+    return sum(value.numel() for value in shared.values())
 
 
 def train_variant(
@@ -492,7 +504,8 @@ def train_variant(
 
     Args:
         name: a key of `VARIANTS`.
-        config: the base's config; `config.out` holds checkpoints, from which a run that stopped goes on.
+        config: the base's config; `config.out` holds checkpoints, from which a run that stopped goes on. Where it names
+            a `start`, a variant takes over what it has in common with those weights, but for the Gaussian layers.
         tokenizer_minutes: time for a tokenizer of the variant's own, where it has one.
         watch: as in `train`.
 
@@ -525,6 +538,9 @@ def train_variant(
             seed_everything(config.seed, -2, torch.device("cpu"))
             net = SpatialTemporalTransformer(shape)
             net.layers = nn.ModuleList(variant.layer(shape) for _ in range(shape.layers))
+            if config.start is not None:
+                take_over(net, load_transformer(config.start))
+                notes["started_from"] = read_record(config.start)
             net, record = fit_model(TransformerObjective(net, tokenizer.eval(), config), name, config, watch)
             model = VideoModel(tokenizer, net, {"data": record["data"]}).eval()
             forecast = without_chance(model)
@@ -742,8 +758,13 @@ def average(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def evaluate_model(model: VideoModel, n: int = 500, seeds: tuple[int, ...] = (1, 2, 3)) -> dict:
+def evaluate_model(
+    model: VideoModel, n: int = 500, seeds: tuple[int, ...] = (1, 2, 3), draw: Callable | None = None
+) -> dict:
     """The protocol of this book: all metrics of a model and of copying, on `n` held-out clips of each seed.
+
+    Args:
+        draw: (n, frames, seed) -> held-out clips (n T C H W), for a model of other clips than Moving MNIST.
 
     Returns:
         "model" and "copy" as `evaluate` returns them, mean over seeds, and "model_spread" and "copy_spread", the
@@ -755,7 +776,7 @@ def evaluate_model(model: VideoModel, n: int = 500, seeds: tuple[int, ...] = (1,
     if n < 1 or not seeds:
         raise ValueError(f"there must be at least 1 clip and 1 seed, got {n} and {list(seeds)}")
     frames, table = max(sum(p) for p in PROTOCOLS.values()), {}
-    sets = [held_out_clips(model, n, frames, seed) for seed in seeds]
+    sets = [draw(n, frames, seed) if draw else held_out_clips(model, n, frames, seed) for seed in seeds]
     for name, forecast in (("model", without_chance(model)), ("copy", copy_last_frame)):
         table[name], table[f"{name}_spread"] = mean_of([evaluate(forecast, clips) for clips in sets])
     return {"clips": n, "seeds": list(seeds)} | table
@@ -774,6 +795,8 @@ class Compare:
         seeds: one run each.
         stochastic: clips that bounce in random directions; also draw `futures` clips' futures.
         beta: weight of the KL, see `TrainingConfig`; None: the preset's.
+        start: a bundled transformer's name or a path: variants start from what they have in common with it, but for the
+            Gaussian layers. None: from random weights.
         futures: clips whose 100 futures are drawn, where stochastic.
         clips: held-out clips to evaluate on.
         out: folder for the records.
@@ -786,6 +809,7 @@ class Compare:
     seeds: tuple[int, ...] = (0,)
     stochastic: bool = False
     beta: float | None = None
+    start: str | None = None
     futures: int = 100
     clips: int = 500
     out: Path = Path("results")
@@ -802,7 +826,7 @@ class Compare:
                 check_writable(path)
                 config = replace(
                     PRESETS["moving-mnist-tiny"], out=self.runs / path.stem, minutes=self.minutes, seed=seed,
-                    stochastic=self.stochastic,
+                    stochastic=self.stochastic, start=self.start,
                 )  # fmt: skip
                 config = config if self.beta is None else replace(config, beta=self.beta)
                 forecast, model, record = train_variant(name, config, self.tokenizer_minutes)
@@ -812,8 +836,7 @@ class Compare:
                 if self.stochastic and isinstance(model, VideoModel):
                     record["futures"] = future_study(model, clips[: self.futures, :20])
                     save_transformer(model.transformer, config.out / "transformer.safetensors", record)
-                for key in ("out", "start"):
-                    record["training"].pop(key)
+                record["training"].pop("out")
                 write_file(path, (json.dumps(record, indent=1) + "\n").encode())
                 error = record["metrics"]["15->5"]["squared_error"]
                 print(f"{path}: 15->5 first {error[0]:.2f}, mean {average(error):.2f}")

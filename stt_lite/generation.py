@@ -283,11 +283,11 @@ def load_pretrained(name: str | Path = "moving-mnist-tiny", device: torch.device
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundled model: edge of a frame in pixels, digits, parameters and megabytes of both parts, errors."""
+    """A bundled model: edge of a frame in pixels, what its clips show, parameters and megabytes of both parts, errors."""
 
     name: str
     size: int
-    digits: int
+    content: str
     parameters: int
     megabytes: float
     licence: str
@@ -298,12 +298,12 @@ class _Table(list):
     """Bundles that show as a table."""
 
     def __repr__(self):
-        rows = [("name", "frames", "digits", "parameters", "MB", "15->5 first", "15->5 mean", "10->10 mean", "licence")]
+        rows = [("name", "frames", "content", "parameters", "MB", "15->5 first", "15->5 mean", "10->10 mean", "licence")]
         for b in self:
             near, far = b.metrics.get("15->5", {}), b.metrics.get("10->10", {})
             errors = [near.get("first"), near.get("mean"), far.get("mean")]
             errors = ["-" if error is None else f"{error:.2f}" for error in errors]
-            size = f"{b.size}x{b.size}", str(b.digits), f"{b.parameters:,}", f"{b.megabytes:.1f}"
+            size = f"{b.size}x{b.size}", b.content, f"{b.parameters:,}", f"{b.megabytes:.1f}"
             rows.append((b.name, *size, *errors, b.licence))
         widths = [max(map(len, column)) for column in zip(*rows)]
         return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows)
@@ -312,7 +312,7 @@ class _Table(list):
 def pretrained() -> list[Bundle]:
     """What is bundled, from the records beside the weights; shows as a table.
 
-    Errors are squared, summed over a frame, on held-out digits: those of the first generated frame, and the mean.
+    Errors are squared, summed over a frame, on held-out clips: those of the first generated frame, and the mean.
     """
     table = _Table()
     for name, paths in _bundled().items():
@@ -324,7 +324,8 @@ def pretrained() -> list[Bundle]:
         parameters += count_parameters(TransformerConfig(**b | {"grid": tuple(b["grid"])}))
         data, megabytes = second["data"], sum(path.stat().st_size for path in paths) / 1e6
         licence, metrics = second.get("licence", "-"), second.get("metrics", {})
-        table.append(Bundle(name, data["size"], data["digits"], parameters, megabytes, licence, metrics))
+        content = data.get("content") or f"{data['digits']} digit{'s' * (data['digits'] > 1)}"
+        table.append(Bundle(name, data["size"], content, parameters, megabytes, licence, metrics))
     return table
 
 

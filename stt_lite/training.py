@@ -248,11 +248,13 @@ def draw_clips(config: TrainingConfig, n: int, frames: int, **options) -> Float[
 class MovingDigits:
     """The clips that a config describes: the source that an objective draws from, where it is given no other.
 
-    A source is any object with these two methods: photographs, games and your own files follow in chapters 11 to 13.
+    A source is any object with these two methods and, if it likes, a dictionary `data` of what a run's record should say
+    of its clips. Photographs, games and your own files follow in chapters 11 to 13.
     """
 
     def __init__(self, config: TrainingConfig):
         self.config = config
+        self.data = {name: getattr(config, name) for name in ("size", "digits", "frames", "stochastic", "source")}
 
     def draw(
         self, n: int, frames: int, generator: torch.Generator, device: torch.device
@@ -360,7 +362,7 @@ class TransformerObjective(nn.Module):
         clips = mine(clips)
         target, indices = tokenizer.quantize(tokenizer.encode(clips.flatten(0, 1)))
         target, indices = target.unflatten(0, clips.shape[:2]), indices.unflatten(0, clips.shape[:2])
-        dimmed, _ = tokenizer.quantize(tokenizer.encode(((1 - dim) * clips).flatten(0, 1)))
+        dimmed = tokenizer.quantize(tokenizer.encode(((1 - dim) * clips).flatten(0, 1)))[0] if c.fade else target
         context = corrupt(dimmed.view_as(target), tokenizer, rate, chance, random)
         if progress > 1 - c.rollout_share:  # the last part: learn to continue what it made itself
             context = roll_out(model, tokenizer, context, prompt, noise)
@@ -618,7 +620,7 @@ def train(config: TrainingConfig, watch: Callable | None = None) -> Path:
         if config.tokenizer is None:
             objective = TokenizerObjective(tokenizer, config)
             tokenizer, progress = fit(objective, "tokenizer", share, config, accelerator, watch)
-            notes = run_record(config, progress, accelerator)
+            notes = run_record(objective, progress, accelerator)
         tokenizer = tokenizer.to(device).eval()
         if main:
             save_tokenizer(tokenizer, config.out / "tokenizer.safetensors", notes)
@@ -630,7 +632,7 @@ def train(config: TrainingConfig, watch: Callable | None = None) -> Path:
         objective = TransformerObjective(net, tokenizer, config)
         net, progress = fit(objective, "transformer", 1 - share, config, accelerator, watch)
         if main:
-            notes = run_record(config, progress, accelerator) | {"clips_seen": progress.step * config.batch}
+            notes = run_record(objective, progress, accelerator) | {"clips_seen": progress.step * config.batch}
             if config.start is not None:
                 notes["started_from"] = earlier
             notes["tokenizer_sha256"] = json.loads((config.out / "tokenizer.json").read_text())["sha256"]
@@ -669,8 +671,9 @@ def mixed_precision(device: torch.device) -> str:
     return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
 
 
-def run_record(config: TrainingConfig, progress: Progress, accelerator) -> dict:
+def run_record(objective: nn.Module, progress: Progress, accelerator) -> dict:
     """What to note of a run beside its weights."""
+    config = objective.config
     root = weights_folder().parents[1]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
     points = progress.history[:: max(1, len(progress.history) // 100)]
@@ -679,8 +682,7 @@ def run_record(config: TrainingConfig, progress: Progress, accelerator) -> dict:
         "training": plain(config), "commit": commit or None, "hardware": hardware(accelerator.device),
         "processes": accelerator.num_processes, "precision": accelerator.mixed_precision, "torch": torch.__version__,
         "seed": config.seed, "steps": progress.step, "seconds": round(progress.seconds),
-        "data": {name: getattr(config, name) for name in ("size", "digits", "frames", "stochastic", "source")},
-        "licence": "Apache-2.0", "curve": curve,
+        "data": getattr(objective.source, "data", {}), "licence": "Apache-2.0", "curve": curve,
     }  # fmt: skip
 
 

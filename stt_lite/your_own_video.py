@@ -317,6 +317,13 @@ class ClipFolder:
             if not (self.path / "clips" / segment["array"]).is_file():
                 raise FileNotFoundError(f"{segment['array']} of {segment['source']} is missing in {self.path}: prepare again")
 
+    @property
+    def data(self) -> dict:
+        """What a run's record says of these clips; another hash means other clips to train on."""
+        train = json.dumps([self.index[key] for key in ("train", "size", "fps", "frames")])
+        noted = {name: getattr(self, name) for name in ("size", "channels", "frames", "fps")} | {"content": "own video"}
+        return noted | {"sources": len(self.index["train"]), "clips_sha256": hashlib.sha256(train.encode()).hexdigest()}
+
     def __repr__(self) -> str:
         shape = f"{self.frames} frames, {self.channels} channels, {self.size}x{self.size} pixels"
         return f"ClipFolder({self.windows('train'):,} windows to train on, {self.windows('test'):,} to test on: {shape})"
@@ -431,9 +438,7 @@ def train_own(
     if shape.channels != folder.channels or folder.size % shape.downsample:
         wanted = f"{folder.channels} channels and a downsample that divides {folder.size}"
         raise ValueError(f"tokenizer_config must have {wanted}, got {shape.channels} channels and downsample={shape.downsample}")
-    train, kept = json.dumps([folder.index[key] for key in ("train", "size", "fps", "frames")]), config.out / "data.json"
-    data = {name: getattr(folder, name) for name in ("size", "channels", "frames", "fps")}
-    data |= {"sources": len(folder.index["train"]), "clips_sha256": hashlib.sha256(train.encode()).hexdigest()}
+    kept, data = config.out / "data.json", folder.data
     if kept.exists() and json.loads(kept.read_text()) != data:
         raise ValueError(f"out must be empty or hold a run on these clips, {config.out} holds one on others")
 
@@ -449,7 +454,7 @@ def train_own(
         seed_everything(config.seed, -1, torch.device("cpu"))
         objective = TokenizerObjective(Tokenizer(shape).to(memory_format=torch.channels_last), config, folder)
         tokenizer, record = fit_model(objective, "tokenizer", part(config.tokenizer_share), watch)
-        notes = {"data": data, "licence": None}
+        notes = {"licence": None}
         if main:
             save_tokenizer(tokenizer, config.out / "tokenizer.safetensors", record | notes)
         seed_everything(config.seed, -2, torch.device("cpu"))
