@@ -825,9 +825,10 @@ class Compare:
                     continue
                 check_writable(path)
                 config = replace(
-                    PRESETS["moving-mnist-tiny"], out=self.runs / path.stem, minutes=self.minutes, seed=seed,
-                    stochastic=self.stochastic, start=self.start,
-                )  # fmt: skip
+                    PRESETS["moving-mnist-tiny"], out=self.runs / path.stem, minutes=self.minutes, seed=seed, start=self.start
+                )
+                if self.stochastic:  # a rollout that bounced another way has no real frame to lead to
+                    config = replace(config, stochastic=True, rollout_share=0.0)
                 config = config if self.beta is None else replace(config, beta=self.beta)
                 forecast, model, record = train_variant(name, config, self.tokenizer_minutes)
                 clips = draw_clips(config, self.clips, 45, split="test", seed=1)
