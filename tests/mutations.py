@@ -73,6 +73,7 @@ MUTATIONS = [  # what breaks; module; text; replacement; tests of that module to
     ("joint attention sees the cache's empty slots", EVALUATION, "slot >= W - filled", "slot >= 0", "cache_agrees"),
     ("count the wrong draws", EVALUATION, "log_choose(i - 1, k - 1)", "log_choose(i, k)", "expected_best"),
     ("swap rows and columns", EVALUATION, "(weight.sum(-1) * rows)", "(weight.sum(-2) * rows)", "centroid"),
+    ("take over the Gaussian layers too", EVALUATION, 'if ".gaussian." not in name and', "if", "take_over"),
     ("one noise for all clips", EVALUATION, "seed=seed + i", "seed=seed", "futures_of_its_own"),
     ("show the best as the worst", EVALUATION, "errors.argsort(descending=True)", "errors.argsort()", "worst"),
     ("frames as they come, whatever the clock", OWN_VIDEO, 'if fps else "settb=1/25,setpts=N"', 'if False else "settb=1/25,setpts=N"', "clock or two_rates"),
@@ -87,7 +88,7 @@ MUTATIONS = [  # what breaks; module; text; replacement; tests of that module to
     ("trust a changed file", OWN_VIDEO, "(path.name, stat.st_size, stat.st_mtime_ns)", "path.name", "changed"),
     ("trust other options", OWN_VIDEO, "[name, stamps, size, fps, gray]", "[name, stamps]", "changed"),
     ("leave half an array", OWN_VIDEO, "part.unlink(missing_ok=True)", "pass", "full_disk"),
-    ("train on what is held out", OWN_VIDEO, "4 * self.config.batch, 1, generator, device", '4 * self.config.batch, 1, generator, device, "test"', "training_files"),
+    ("train on what is held out", OWN_VIDEO, 'device: torch.device | str = "cpu", split: str = "train"', 'device: torch.device | str = "cpu", split: str = "test"', "training_files"),
     ("windows out of place", OWN_VIDEO, 'window -= ends[owner].item() - segment["windows"]', "window -= 0", "windows_of_the"),
 ]  # fmt: skip
 

@@ -38,6 +38,7 @@ from stt_lite.evaluation import (
     records,
     squared_error,
     ssim,
+    take_over,
     train_variant,
     without_chance,
     worst,
@@ -45,6 +46,8 @@ from stt_lite.evaluation import (
 from stt_lite.moving_mnist import moving_mnist
 from stt_lite.training import PRESETS
 from stt_lite.transformer import SpatialTemporalTransformer, TransformerConfig
+
+ONE_STEP = replace(PRESETS["moving-mnist-tiny"], minutes=None, steps=1, batch=1, frames=4)
 
 
 def random_frames(*shape, seed=0):
@@ -262,6 +265,33 @@ def test_a_variant_trains_and_forecasts(name, tmp_path):
         assert torch.equal(again, video)
 
 
+def test_a_variant_leaves_the_callers_generator_alone(tmp_path):
+    before = torch.get_rng_state()
+    train_variant("convlstm", replace(ONE_STEP, out=tmp_path))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["base", "bottleneck", "temporal-only"])
+def test_variants_take_over_all_but_the_gaussian_layers(tiny, name):
+    gaussian = "bottleneck" if name == "bottleneck" else "latent"
+    trained, shape = tiny.transformer.state_dict(), replace(tiny.transformer.config, gaussian=gaussian)
+    net = SpatialTemporalTransformer(shape)
+    net.layers = torch.nn.ModuleList(VARIANTS[name].layer(shape) for _ in range(shape.layers))
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    count = take_over(net, tiny.transformer)
+    taken = {key for key, value in net.state_dict().items() if key in trained and torch.equal(value, trained[key])}
+    kept = {key for key, value in net.state_dict().items() if torch.equal(value, before[key])}
+    own = {key for key in before if ".gaussian." in key}
+    assert set(before) - taken <= own <= kept
+    assert count == sum(before[key].numel() for key in taken if ".gaussian." not in key) > 50_000
+
+
+def test_a_run_that_starts_from_weights_says_so(tmp_path):
+    _, model, record = train_variant("bottleneck", replace(ONE_STEP, start="moving-mnist-tiny", out=tmp_path))
+    assert record["started_from"]["sha256"] == stt.load_pretrained("moving-mnist-tiny").record["sha256"]
+    assert record["data"]["digits"] == 1 and model.transformer.config.gaussian == "bottleneck"
+
+
 def test_an_unknown_variant_is_named(tmp_path):
     with pytest.raises(ValueError, match="name must be one of base.*got 'lstm'"):
         train_variant("lstm", replace(PRESETS["moving-mnist-tiny"], out=tmp_path))
@@ -290,6 +320,18 @@ def test_mean_and_spread_over_seeds():
     assert mean == {"15->5": {"psnr": [2.0, 4.0]}}
     assert spread["15->5"]["psnr"] == pytest.approx(numpy.std([1.5, 4.5], ddof=1))
     assert mean_of([one])[1] == {"15->5": {"psnr": None}}
+
+
+def test_evaluate_model_takes_clips_of_another_kind(tiny):
+    drawn = []
+
+    def draw(n, frames, seed):
+        drawn.append((n, frames, seed))
+        return torch.full((n, frames, 1, 32, 32), 0.1 * seed)
+
+    table = evaluate_model(tiny, 2, (1, 4), draw)
+    assert drawn == [(2, 45, 1), (2, 45, 4)] and table["copy"]["15->30"]["squared_error"] == [0.0] * 30
+    assert table["seeds"] == [1, 4] and table["clips"] == 2
 
 
 def test_evaluate_model_refuses_nothing_to_do(tiny):
@@ -382,7 +424,8 @@ def test_explanations_follow_what_is_measured():
     assert "3.5 times the usual error" in explain(straight, off, 4, 3.5)
     turned = flying([(5, 1), (5, 2), (5, 3), (5, 4), (5, 3), (5, 2)])
     assert "bounces off the right border in frame 4;" in explain(turned, off, 4, 1.0)
-    assert "50% of its ink" in explain(straight, straight * torch.tensor([1, 1, 1, 1, 1, 0.5])[:, None, None, None], 4, 1.0)
+    faded = straight * torch.tensor([1, 1, 1, 1, 1, 0.5])[:, None, None, None]
+    assert "50% of its ink" in explain(straight, faded, 4, 1.0)
 
 
 def test_worst_are_the_worst_in_order(tiny):
