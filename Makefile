@@ -10,6 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PAGES := _build/html
+WORKERS ?= 2
+# Each worker takes a file, or a notebook, at a time.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 help: ## list the targets
@@ -33,8 +36,8 @@ book: $(READY) ## build the pages into _build/html, and generate a first continu
 	@echo "The book is in $(PAGES). Open $(CURDIR)/$(PAGES)/book/index.html in a browser, or run: make serve"
 
 test: $(READY) ## run every notebook and compare its outputs, then the tests
-	$(BIN)/python -m pytest --nbval notebooks
-	$(BIN)/python -m pytest tests
+	$(PYTEST) --nbval notebooks
+	$(PYTEST) tests
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	$(BIN)/jupyter-lab notebooks
