@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from stt_lite.generation import VideoModel, check_writable, held_out_clips, load_pretrained, pick_device
 from stt_lite.generation import main as command_line
+from stt_lite.moving_mnist import canonical_test_set
 from stt_lite.spatial_attention import SpatialAttention, attention
 from stt_lite.temporal_attention import KeyValueCache, rotary
 from stt_lite.training import (
@@ -722,6 +724,7 @@ class Evaluate:
         bundle: bundled model by name, or a folder that training wrote.
         clips: number of clips of each seed.
         seeds: one set of clips each; figures are their mean and standard deviation.
+        canonical: evaluate a 64x64 model on so many clips of the canonical test set, too, where it can be downloaded.
         out: JSON file to write.
         device: "cpu", "cuda", ...; by default cuda where there is one.
     """
@@ -729,6 +732,7 @@ class Evaluate:
     bundle: str = "moving-mnist-tiny"
     clips: int = 500
     seeds: tuple[int, ...] = (1, 2, 3)
+    canonical: int = 0
     out: Path | None = None
     device: str | None = None
 
@@ -736,26 +740,46 @@ class Evaluate:
         if self.out is not None:
             check_writable(self.out)
         start, model = time.perf_counter(), load_pretrained(self.bundle, pick_device(self.device))
-        record = evaluate_model(model, self.clips, self.seeds)
+        canonical = on_canonical(model, self.canonical) if self.canonical else {}
+        record = evaluate_model(model, self.clips, self.seeds) | {"canonical": canonical}
         published = model.record.get("evaluation", {}).get("model")
         print(f"held-out clips: {self.clips} of each of the seeds {', '.join(map(str, self.seeds))}; mean ± deviation")
         print(f"{'':24}{'frames':>8}{'first frame':>13}{'mean':>16}{'PSNR':>8}{'SSIM':>8}{'published':>11}")
         for who, name in ((self.bundle, "model"), ("copy the last frame", "copy")):
             for protocol, m in record[name].items():
-                error, spread = m["squared_error"], record[f"{name}_spread"][protocol]["squared_error"]
-                known = f"{average(published[protocol]['squared_error']):11.2f}" if published and name == "model" else ""
-                around = f"{average(error):.2f} ± {spread:.2f}" if spread is not None else f"{average(error):.2f}"
-                shown = f"{error[0]:13.2f}{around:>16}{average(m['psnr']):8.2f}{average(m['ssim']):8.3f}"
-                print(f"{who:24}{protocol:>8}{shown}{known}")
+                spread = record[f"{name}_spread"][protocol]["squared_error"]
+                known = fmean(published[protocol]["squared_error"]) if published and name == "model" else None
+                print(table_line(who, protocol, m, spread, known))
+        for protocol, m in canonical.items():
+            print(table_line(f"canonical set, {self.canonical}", protocol, m))
         print(f"squared error per frame; evaluated in {time.perf_counter() - start:.0f} s")
         if self.out is not None:
             write_file(self.out, (json.dumps({"bundle": self.bundle, **record}, indent=2) + "\n").encode())
             print(self.out.resolve())
 
 
-def average(values: list[float]) -> float:
-    """Mean over the generated frames."""
-    return sum(values) / len(values)
+def table_line(who: str, protocol: str, m: dict, spread: float | None = None, published: float | None = None) -> str:
+    """A line of the table that `stt-lite evaluate` prints, for the measures `m` of one protocol."""
+    error = m["squared_error"]
+    around = f"{fmean(error):.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+    known = "" if published is None else f"{published:11.2f}"
+    return f"{who:24}{protocol:>8}{error[0]:13.2f}{around:>16}{fmean(m['psnr']):8.2f}{fmean(m['ssim']):8.3f}{known}"
+
+
+def on_canonical(model: VideoModel, n: int) -> dict:
+    """`evaluate` on the first `n` clips of the canonical test set; empty where it can't be downloaded, and a line says so.
+
+    Raises:
+        ValueError: a model of other frames than 64x64 grey ones, or n out of range.
+    """
+    if model.frame_shape != (1, 64, 64):
+        raise ValueError(f"canonical needs a model of frames (1, 64, 64), got {model.frame_shape}")
+    try:
+        clips, _ = canonical_test_set(n, fallback=False)
+    except ConnectionError as error:
+        print(f"canonical test set left out: {error}")
+        return {}
+    return evaluate(without_chance(model), clips.to(model.transformer.start.device), ("15->5", "10->10"))
 
 
 def evaluate_model(
@@ -840,7 +864,7 @@ class Compare:
                 record["training"].pop("out")
                 write_file(path, (json.dumps(record, indent=1) + "\n").encode())
                 error = record["metrics"]["15->5"]["squared_error"]
-                print(f"{path}: 15->5 first {error[0]:.2f}, mean {average(error):.2f}")
+                print(f"{path}: 15->5 first {error[0]:.2f}, mean {fmean(error):.2f}")
 
 
 def future_study(model: VideoModel, clips: Float[Tensor, "B T C H W"], prompt: int = 10) -> dict:

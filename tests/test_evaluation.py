@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import replace
 from itertools import combinations
+from unittest.mock import Mock
 
 import numpy
 import pytest
@@ -33,6 +34,7 @@ from stt_lite.evaluation import (
     main,
     many_futures,
     mean_of,
+    on_canonical,
     perceptual,
     psnr,
     records,
@@ -488,6 +490,17 @@ def test_command_evaluates_and_writes_json(tmp_path, capsys):
     assert table["clips"] == 3 and table["seeds"] == [1, 2] and "copy the last frame" in printed
     error = table["model"]["15->5"]["squared_error"]
     assert f"{error[0]:.2f}" in printed and f"{sum(error) / 5:.2f} ± " in printed
+
+
+def test_canonical_clips_are_left_out_with_a_line_or_evaluated(monkeypatch, capsys, tiny):
+    model = stt.load_pretrained("moving-mnist")
+    monkeypatch.setattr(evaluation, "canonical_test_set", Mock(side_effect=ConnectionError("no network")))
+    assert on_canonical(model, 2) == {} and capsys.readouterr().out == "canonical test set left out: no network\n"
+    clips = moving_mnist(2, 20, 64, 2, split="test", seed=3)
+    monkeypatch.setattr(evaluation, "canonical_test_set", lambda n, fallback: (clips[:n], "canonical"))
+    assert on_canonical(model, 2) == evaluate(without_chance(model), clips, ("15->5", "10->10"))
+    with pytest.raises(ValueError, match=r"canonical needs a model of frames \(1, 64, 64\), got \(1, 32, 32\)"):
+        on_canonical(tiny, 2)
 
 
 def test_command_checks_its_output_before_the_work(tmp_path, monkeypatch, capsys):
