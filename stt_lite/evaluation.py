@@ -312,7 +312,8 @@ def evaluate(
     """All metrics of a forecast on real clips, per generated frame, mean over clips.
 
     Args:
-        forecast: (prompt (B T C H W), new_frames) -> new frames (B new C H W); `copy_last_frame` is one.
+        forecast: (prompt (B T C H W), new_frames) -> new frames (B new C H W); `copy_last_frame` is one. What it says of
+            the next frames must not depend on how many are asked for.
         clips: real clips with values in [0, 1], as long as the longest of the protocols.
         protocols: keys of `PROTOCOLS`, prompt and new frames of each.
         batch: clips that go through at once.
@@ -323,18 +324,19 @@ def evaluate(
     Raises:
         ValueError: clips too short for a protocol.
     """
-    results = {}
     for name in protocols:
-        prompt, new = PROTOCOLS[name]
-        if clips.shape[1] < prompt + new:
-            raise ValueError(f"clips must have {prompt + new} frames for {name}, got {clips.shape[1]}")
+        if clips.shape[1] < sum(PROTOCOLS[name]):
+            raise ValueError(f"clips must have {sum(PROTOCOLS[name])} frames for {name}, got {clips.shape[1]}")
+    curves = {}  # of each prompt length, as far as the longest protocol asks: the others are its beginning
+    for prompt in {PROTOCOLS[name][0] for name in protocols}:
+        new = max(PROTOCOLS[name][1] for name in protocols if PROTOCOLS[name][0] == prompt)
         sums = {metric: 0.0 for metric in METRICS}
         for part in clips.split(batch):
             video, truth = forecast(part[:, :prompt], new).float(), part[:, prompt : prompt + new]
             for metric, of in METRICS.items():
                 sums[metric] = sums[metric] + of(video, truth).double().sum(0)
-        results[name] = {metric: (total / len(clips)).tolist() for metric, total in sums.items()}
-    return results
+        curves[prompt] = {metric: (total / len(clips)).tolist() for metric, total in sums.items()}
+    return {name: {m: curves[PROTOCOLS[name][0]][m][: PROTOCOLS[name][1]] for m in METRICS} for name in protocols}
 
 
 def mean_of(results: list[dict]) -> tuple[dict, dict]:
