@@ -147,8 +147,6 @@ from stt_lite.vqgan import (
 )
 from stt_lite.your_own_video import (
     ClipFolder,
-    FolderTokenizerObjective,
-    FolderTransformerObjective,
     Prepared,
     prepare_clips,
     train_own,
@@ -274,8 +272,6 @@ __all__ = [
     "power_spectrum",
     "train_vqgan",
     "ClipFolder",
-    "FolderTokenizerObjective",
-    "FolderTransformerObjective",
     "Prepared",
     "prepare_clips",
     "train_own",

@@ -21,8 +21,8 @@ from stt_lite.generation import main as command_line
 from stt_lite.spatial_attention import SpatialAttention, attention
 from stt_lite.temporal_attention import KeyValueCache, rotary
 from stt_lite.training import (
-    PRESETS, MuonAdamW, TokenizerObjective, TrainingConfig, TransformerObjective, draw_clips, fit, held_out,
-    mixed_precision, run_record, save_transformer, seed_everything,
+    PRESETS, MuonAdamW, TokenizerObjective, TrainingConfig, TransformerObjective, MovingDigits, draw_clips, fit,
+    mixed_precision, run_record, save_transformer, seed_everything, transformer_config,
 )  # fmt: skip
 from stt_lite.transformer import SpatialTemporalTransformer, TransformerConfig, TransformerLayer
 from stt_lite.vq_autoencoder import Tokenizer, TokenizerConfig, load_tokenizer, weights_folder, write_file
@@ -30,8 +30,8 @@ from stt_lite.vq_autoencoder import Tokenizer, TokenizerConfig, load_tokenizer, 
 __all__ = [
     "METRICS", "PROTOCOLS", "VARIANTS", "ConvLSTM", "ConvLSTMCell", "ConvLSTMObjective", "Failure", "JointAttention",
     "LatentVelocity", "Variant", "absolute_error", "bounces", "centroid", "copy_last_frame", "evaluate",
-    "evaluate_model", "expected_best", "explain", "frechet_distance", "ink", "many_futures", "perceptual", "psnr", "records", "squared_error", "ssim",
-    "train_variant", "without_chance", "worst",
+    "evaluate_model", "expected_best", "explain", "frechet_distance", "ink", "many_futures", "perceptual", "psnr",
+    "records", "squared_error", "ssim", "train_variant", "without_chance", "worst",
 ]  # fmt: skip
 
 
@@ -270,17 +270,17 @@ class ConvLSTMObjective(nn.Module):
 
     def __init__(self, model: ConvLSTM, config: TrainingConfig):
         super().__init__()
-        self.model, self.config = model, config
+        self.model, self.config, self.source = model, config, MovingDigits(config)
 
     def optimizer(self) -> torch.optim.Optimizer:
         return MuonAdamW([], self.model.parameters(), adamw_rate=self.config.adamw_rate)
 
     def sample(self, generator: torch.Generator, device: torch.device) -> Tensor:
         """Clips of one step, of all processes together."""
-        return draw_clips(self.config, self.config.batch, self.config.frames, generator=generator, device=device)
+        return self.source.draw(self.config.batch, self.config.frames, generator, device)
 
     def prepare(self, clips: Tensor, progress: float, generator: torch.Generator, mine: Callable) -> dict:
-        """Arguments of `forward`; prompts of the same lengths as the transformer's rollouts in training."""
+        """Arguments of `forward`; the prompt takes a quarter of the clip or more, so that it learns to go on for long."""
         frames = self.config.frames
         prompt = torch.randint(frames // 4, frames, (), generator=generator, device=clips.device).item()
         return {"clips": mine(clips), "prompt": prompt}
@@ -294,7 +294,7 @@ class ConvLSTMObjective(nn.Module):
     @torch.no_grad()
     def show(self, model: ConvLSTM) -> tuple[dict[str, Tensor], int]:
         """A held-out clip, what the model makes of its first three quarters, and how many frames those are."""
-        clip = held_out(self.config, next(model.parameters()).device)
+        clip = self.source.example(next(model.parameters()).device)
         prompt = 3 * len(clip) // 4
         new = model.forecast(clip[None, :prompt], len(clip) - prompt)[0]
         return {"held-out clip": clip, "continued": torch.cat([clip[:prompt], new])}, prompt
@@ -506,33 +506,29 @@ def train_variant(
         raise ValueError(f"name must be one of {', '.join(VARIANTS)}, got {name!r}")
     variant = VARIANTS[name]
     config = replace(config, **variant.training)
-    cpu = torch.device("cpu")
-    seed_everything(config.seed, -1, cpu)
-    notes = {}
-    if variant.layer is None:
-        model, record = fit_model(ConvLSTMObjective(ConvLSTM(), config), name, config, watch)
-        forecast = model.forecast
-    else:
-        if variant.tokenizer is None:
-            tokenizer = load_tokenizer(config.tokenizer)
+    notes, cuda = {}, list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=cuda):  # the caller's generators stay
+        seed_everything(config.seed, -1, torch.device("cpu"))
+        if variant.layer is None:
+            model, record = fit_model(ConvLSTMObjective(ConvLSTM(), config), name, config, watch)
+            forecast, net = model.forecast, model
         else:
-            shape = TokenizerConfig(**{"codebook_size": config.codebook_size} | variant.tokenizer)
-            tokenizer = Tokenizer(shape).to(memory_format=torch.channels_last)
-            timed = replace(config, minutes=tokenizer_minutes, steps=None)
-            tokenizer, notes = fit_model(TokenizerObjective(tokenizer, timed), f"{name}-tokenizer", timed, watch)
-            notes = {"tokenizer": {"config": asdict(shape), "seconds": notes["seconds"]}}
-        edge, quantizer = config.size // tokenizer.config.downsample, tokenizer.quantizer
-        shape = TransformerConfig(
-            tokenizer.config.latent_channels, (edge, edge), config.width, config.layers, config.heads,
-            quantizer.codebook_size, gaussian=config.gaussian, head=config.head,
-        )  # fmt: skip
-        seed_everything(config.seed, -2, cpu)
-        net = SpatialTemporalTransformer(shape)
-        net.layers = nn.ModuleList(variant.layer(shape) for _ in range(shape.layers))
-        net, record = fit_model(TransformerObjective(net, tokenizer.eval(), config), name, config, watch)
-        model = VideoModel(tokenizer, net, {"data": record["data"]}).eval()
-        forecast = without_chance(model)
-    parameters = sum(p.numel() for p in (model.transformer if isinstance(model, VideoModel) else model).parameters())
+            if variant.tokenizer is None:
+                tokenizer = load_tokenizer(config.tokenizer)
+            else:
+                shape = TokenizerConfig(**{"codebook_size": config.codebook_size} | variant.tokenizer)
+                tokenizer = Tokenizer(shape).to(memory_format=torch.channels_last)
+                timed = replace(config, minutes=tokenizer_minutes, steps=None)
+                tokenizer, notes = fit_model(TokenizerObjective(tokenizer, timed), f"{name}-tokenizer", timed, watch)
+                notes = {"tokenizer": {"config": asdict(shape), "seconds": notes["seconds"]}}
+            shape = transformer_config(config, tokenizer)
+            seed_everything(config.seed, -2, torch.device("cpu"))
+            net = SpatialTemporalTransformer(shape)
+            net.layers = nn.ModuleList(variant.layer(shape) for _ in range(shape.layers))
+            net, record = fit_model(TransformerObjective(net, tokenizer.eval(), config), name, config, watch)
+            model = VideoModel(tokenizer, net, {"data": record["data"]}).eval()
+            forecast = without_chance(model)
+    parameters = sum(p.numel() for p in net.parameters())
     return forecast, model, record | notes | {"variant": name, "parameters": parameters}
 
 

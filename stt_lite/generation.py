@@ -25,10 +25,11 @@ from stt_lite.temporal_attention import KeyValueCache
 from stt_lite.training import PRESETS, load_transformer, snap, train
 from stt_lite.transformer import SpatialTemporalTransformer, TransformerConfig, count_parameters
 from stt_lite.video import GENERATED_COLOUR, PROMPT_COLOUR, check_frames, film_strip, load_video, save_video
-from stt_lite.vq_autoencoder import Tokenizer, TokenizerConfig, load_tokenizer, weights_folder, write_file
+from stt_lite.vq_autoencoder import Tokenizer, TokenizerConfig, load_tokenizer, weights_folder
 
 __all__ = [
-    "Bundle", "VideoModel", "explore", "futures", "held_out_clips", "load_pretrained", "pretrained", "rollout_error", "side_by_side",
+    "Bundle", "VideoModel", "explore", "futures", "held_out_clips", "load_pretrained", "pretrained", "rollout_error",
+    "side_by_side",
 ]  # fmt: skip
 
 CACHE_BYTES = 2**29  # keys and values that `generate` holds at once: more futures than fit go through in groups

@@ -209,9 +209,9 @@ class TrainingConfig:
 class TokenizerObjective(nn.Module):
     """What the tokenizer minimizes: squared error per latent and commitment loss, on single frames."""
 
-    def __init__(self, model: Tokenizer, config: TrainingConfig):
+    def __init__(self, model: Tokenizer, config: TrainingConfig, source=None):
         super().__init__()
-        self.model, self.config = model, config
+        self.model, self.config, self.source = model, config, source or MovingDigits(config)
 
     averaged = False  # its codebook is a moving average already
 
@@ -220,7 +220,7 @@ class TokenizerObjective(nn.Module):
 
     def sample(self, generator: torch.Generator, device: torch.device) -> Tensor:
         """Clips of one frame, of all processes together; four times as many as clips elsewhere, since they are short."""
-        return draw_clips(self.config, 4 * self.config.batch, 1, generator=generator, device=device)
+        return self.source.draw(4 * self.config.batch, 1, generator, device)
 
     def prepare(self, clips: Tensor, progress: float, generator: torch.Generator, mine: Callable) -> dict:
         """Arguments of `forward`, for this process's part of the clips."""
@@ -235,7 +235,7 @@ class TokenizerObjective(nn.Module):
     @torch.no_grad()
     def show(self, model: Tokenizer) -> tuple[dict[str, Tensor], None]:
         """A held-out clip and its reconstruction."""
-        clip = held_out(self.config, next(model.parameters()).device)
+        clip = self.source.example(next(model.parameters()).device)
         return {"held-out clip": clip, "reconstruction": model.reconstruct(clip)}, None
 
 
@@ -245,9 +245,24 @@ def draw_clips(config: TrainingConfig, n: int, frames: int, **options) -> Float[
     return moving_mnist(n, frames, config.size, config.digits, **kind, **options)
 
 
-def held_out(config: TrainingConfig, device: torch.device) -> Float[Tensor, "T C H W"]:
-    """A clip of held-out digits, the same at every call."""
-    return draw_clips(config, 1, config.frames, split="test", seed=1, device=device)[0]
+class MovingDigits:
+    """The clips that a config describes: the source that an objective draws from, where it is given no other.
+
+    A source is any object with these two methods: photographs, games and your own files follow in chapters 11 to 13.
+    """
+
+    def __init__(self, config: TrainingConfig):
+        self.config = config
+
+    def draw(
+        self, n: int, frames: int, generator: torch.Generator, device: torch.device
+    ) -> Float[Tensor, "n T C H W"]:
+        """Clips to train on, values in [0, 1], float32; `generator` is on the CPU, the clips are on `device`."""
+        return draw_clips(self.config, n, frames, generator=generator, device=device)
+
+    def example(self, device: torch.device) -> Float[Tensor, "T C H W"]:
+        """A held-out clip, the same at every call."""
+        return draw_clips(self.config, 1, self.config.frames, split="test", seed=1, device=device)[0]
 
 
 def snap(tokenizer: Tokenizer, prediction: Float[Tensor, "B D_or_K h w"], head: str) -> Float[Tensor, "B D h w"]:
@@ -302,9 +317,10 @@ def corrupt(
 class TransformerObjective(nn.Module):
     """What the transformer minimizes: the error of each frame in latents and in pixels, and the price of its z."""
 
-    def __init__(self, model: SpatialTemporalTransformer, tokenizer: Tokenizer, config: TrainingConfig):
+    def __init__(self, model: SpatialTemporalTransformer, tokenizer: Tokenizer, config: TrainingConfig, source=None):
         super().__init__()
         self.model, self.tokenizer, self.config = model, tokenizer.requires_grad_(False).eval(), config
+        self.source = source or MovingDigits(config)
 
     averaged = True
 
@@ -321,7 +337,7 @@ class TransformerObjective(nn.Module):
 
     def sample(self, generator: torch.Generator, device: torch.device) -> Tensor:
         """Clips of one step, of all processes together."""
-        return draw_clips(self.config, self.config.batch, self.config.frames, generator=generator, device=device)
+        return self.source.draw(self.config.batch, self.config.frames, generator, device)
 
     @torch.no_grad()
     def prepare(self, clips: Tensor, progress: float, generator: torch.Generator, mine: Callable) -> dict:
@@ -369,7 +385,7 @@ class TransformerObjective(nn.Module):
     @torch.no_grad()
     def show(self, model: SpatialTemporalTransformer) -> tuple[dict[str, Tensor], int]:
         """A held-out clip, what the model makes of its first three quarters, and how many frames those are."""
-        clip, prompt = held_out(self.config, next(model.parameters()).device), 3 * self.config.frames // 4
+        clip, prompt = self.source.example(next(model.parameters()).device), 3 * self.config.frames // 4
         latents = self.tokenizer.quantize(self.tokenizer.encode(clip))[0]
         rolled = roll_out(model, self.tokenizer, latents[None], prompt, temperature=0.0)[0]
         return {"held-out clip": clip, "continued": self.tokenizer.decode(rolled)}, prompt
@@ -597,10 +613,7 @@ def train(config: TrainingConfig, watch: Callable | None = None) -> Path:
         seed_everything(config.seed, -1, device)  # a step that no run has: for the first weights
         share = 0.0 if config.tokenizer else config.tokenizer_share
         tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else new_tokenizer(config)
-        grid, rest = divmod(config.size, tokenizer.config.downsample)
-        if rest:
-            multiple = tokenizer.config.downsample
-            raise ValueError(f"size must be a multiple of the tokenizer's {multiple} pixels, got {config.size}")
+        shape = transformer_config(config, tokenizer)
         notes = {"copied_from": config.tokenizer}
         if config.tokenizer is None:
             objective = TokenizerObjective(tokenizer, config)
@@ -609,10 +622,6 @@ def train(config: TrainingConfig, watch: Callable | None = None) -> Path:
         tokenizer = tokenizer.to(device).eval()
         if main:
             save_tokenizer(tokenizer, config.out / "tokenizer.safetensors", notes)
-        shape = TransformerConfig(
-            tokenizer.config.latent_channels, (grid, grid), config.width, config.layers, config.heads,
-            tokenizer.quantizer.codebook_size, gaussian=config.gaussian, head=config.head,
-        )  # fmt: skip
         seed_everything(config.seed, -2, device)
         net = SpatialTemporalTransformer(shape)
         if config.start is not None:
@@ -630,6 +639,21 @@ def train(config: TrainingConfig, watch: Callable | None = None) -> Path:
         tracker.finish()
     accelerator.wait_for_everyone()
     return config.out
+
+
+def transformer_config(config: TrainingConfig, tokenizer: Tokenizer) -> TransformerConfig:
+    """The transformer that `config` asks for, on the latents of `tokenizer`.
+
+    Raises:
+        ValueError: a size that the tokenizer's `downsample` does not divide.
+    """
+    multiple = tokenizer.config.downsample
+    if config.size % multiple:
+        raise ValueError(f"size must be a multiple of the tokenizer's {multiple} pixels, got {config.size}")
+    return TransformerConfig(
+        tokenizer.config.latent_channels, (config.size // multiple,) * 2, config.width, config.layers, config.heads,
+        tokenizer.quantizer.codebook_size, gaussian=config.gaussian, head=config.head,
+    )  # fmt: skip
 
 
 def new_tokenizer(config: TrainingConfig) -> Tokenizer:

@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 from stt_lite.evaluation import fit_model
 from stt_lite.training import (
-    TokenizerObjective, TrainingConfig, TransformerObjective, roll_out, save_transformer, seed_everything,
+    TokenizerObjective, TrainingConfig, TransformerObjective, save_transformer, seed_everything, transformer_config,
 )  # fmt: skip
-from stt_lite.transformer import SpatialTemporalTransformer, TransformerConfig
+from stt_lite.transformer import SpatialTemporalTransformer
 from stt_lite.vq_autoencoder import Tokenizer, TokenizerConfig, save_tokenizer, write_file
 
-__all__ = ["ClipFolder", "FolderTokenizerObjective", "FolderTransformerObjective", "Prepared", "prepare_clips", "train_own"]
+__all__ = ["ClipFolder", "Prepared", "prepare_clips", "train_own"]
 
 VIDEOS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm")
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
@@ -367,6 +367,12 @@ class ClipFolder:
         chosen = torch.linspace(0, windows - 1, min(n, windows)).round().long()
         return self._read("test", chosen, torch.zeros_like(chosen), frames, device)
 
+    def example(self, device: torch.device | str = "cpu") -> Float[Tensor, "T C H W"]:
+        """A held-out clip, the same at every call; a training clip where nothing is held out."""
+        if self.windows("test"):
+            return self.test_clips(1, device=device)[0]
+        return self.draw(1, generator=torch.Generator().manual_seed(0), device=device)[0]
+
     def _some(self, split: str) -> int:
         if not (windows := self.windows(split)):
             raise ValueError(f"split {split!r} of {self.path} holds no windows: prepare with another test_share")
@@ -389,51 +395,6 @@ class ClipFolder:
             start = segment["first"] + window * segment["stride"] + offset
             clip[:] = np.load(self.path / "clips" / segment["array"], mmap_mode="r")[start : start + frames]
         return torch.from_numpy(batch).to(device).permute(0, 1, 4, 2, 3).float().div(255).contiguous()
-
-
-def example(folder: ClipFolder, device: torch.device) -> Float[Tensor, "T C H W"]:
-    """A held-out clip, the same at every call; a training clip where nothing is held out."""
-    if folder.windows("test"):
-        return folder.test_clips(1, device=device)[0]
-    return folder.draw(1, generator=torch.Generator().manual_seed(0), device=device)[0]
-
-
-class FolderTokenizerObjective(TokenizerObjective):
-    """`TokenizerObjective` on frames from a `ClipFolder`."""
-
-    def __init__(self, model: Tokenizer, config: TrainingConfig, folder: ClipFolder):
-        super().__init__(model, config)
-        self.folder = folder
-
-    def sample(self, generator: torch.Generator, device: torch.device) -> Tensor:
-        """Clips of one frame, four times as many as clips elsewhere."""
-        return self.folder.draw(4 * self.config.batch, 1, generator, device)
-
-    @torch.no_grad()
-    def show(self, model: Tokenizer) -> tuple[dict[str, Tensor], None]:
-        """A held-out clip and its reconstruction."""
-        clip = example(self.folder, next(model.parameters()).device)
-        return {"held-out clip": clip, "reconstruction": model.reconstruct(clip)}, None
-
-
-class FolderTransformerObjective(TransformerObjective):
-    """`TransformerObjective` on clips from a `ClipFolder`."""
-
-    def __init__(self, model: SpatialTemporalTransformer, tokenizer: Tokenizer, config: TrainingConfig, folder: ClipFolder):
-        super().__init__(model, tokenizer, config)
-        self.folder = folder
-
-    def sample(self, generator: torch.Generator, device: torch.device) -> Tensor:
-        """Clips of one step."""
-        return self.folder.draw(self.config.batch, None, generator, device)
-
-    @torch.no_grad()
-    def show(self, model: SpatialTemporalTransformer) -> tuple[dict[str, Tensor], int]:
-        """A held-out clip, what the model makes of its first three quarters, and how many frames those are."""
-        clip, prompt = example(self.folder, next(model.parameters()).device), 3 * self.folder.frames // 4
-        latents = self.tokenizer.quantize(self.tokenizer.encode(clip))[0]
-        rolled = roll_out(model, self.tokenizer, latents[None], prompt, temperature=0.0)[0]
-        return {"held-out clip": clip, "continued": self.tokenizer.decode(rolled)}, prompt
 
 
 def train_own(
@@ -467,8 +428,7 @@ def train_own(
     minutes = None if steps else minutes
     config = TrainingConfig(out=Path(out), size=folder.size, frames=folder.frames, minutes=minutes, steps=steps, **options)
     shape = tokenizer_config or TokenizerConfig(channels=folder.channels, codebook_size=config.codebook_size)
-    edge, rest = divmod(folder.size, shape.downsample)
-    if shape.channels != folder.channels or rest:
+    if shape.channels != folder.channels or folder.size % shape.downsample:
         wanted = f"{folder.channels} channels and a downsample that divides {folder.size}"
         raise ValueError(f"tokenizer_config must have {wanted}, got {shape.channels} channels and downsample={shape.downsample}")
     train, kept = json.dumps([folder.index[key] for key in ("train", "size", "fps", "frames")]), config.out / "data.json"
@@ -487,19 +447,14 @@ def train_own(
         write_file(kept, json.dumps(data).encode())
     with torch.random.fork_rng(devices=cuda):  # the caller's generators stay
         seed_everything(config.seed, -1, torch.device("cpu"))
-        objective = FolderTokenizerObjective(Tokenizer(shape).to(memory_format=torch.channels_last), config, folder)
+        objective = TokenizerObjective(Tokenizer(shape).to(memory_format=torch.channels_last), config, folder)
         tokenizer, record = fit_model(objective, "tokenizer", part(config.tokenizer_share), watch)
         notes = {"data": data, "licence": None}
         if main:
             save_tokenizer(tokenizer, config.out / "tokenizer.safetensors", record | notes)
         seed_everything(config.seed, -2, torch.device("cpu"))
-        net = SpatialTemporalTransformer(
-            TransformerConfig(
-                shape.latent_channels, (edge, edge), config.width, config.layers, config.heads, shape.codebook_size,
-                gaussian=config.gaussian, head=config.head,
-            )
-        )  # fmt: skip
-        objective = FolderTransformerObjective(net, tokenizer.eval(), config, folder)
+        net = SpatialTemporalTransformer(transformer_config(config, tokenizer))
+        objective = TransformerObjective(net, tokenizer.eval(), config, folder)
         net, record = fit_model(objective, "transformer", part(1 - config.tokenizer_share), watch)
         if main:
             notes["tokenizer_sha256"] = json.loads((config.out / "tokenizer.json").read_text())["sha256"]

@@ -1,10 +1,11 @@
-"""Time and memory of preparing a long video: `python tests/prepare_long.py [minutes] [width]`, 10 minutes of 1920x1080 by default.
+"""Time and memory of preparing a long video: `python tests/prepare_long.py [minutes] [width]`, by default 10 minutes of 1920x1080.
 
 ffmpeg makes the video in a temporary folder: 20 seconds of a test pattern under noise, at a phone's bit rate, repeated.
 Prints the seconds, the largest memory of this process (all of it, and what preparation added) and of ffmpeg, and what the
-arrays take on the disk.
+arrays take on the disk, and writes them to book/results/prepare-long.json, which chapter 13 reads.
 """
 
+import json
 import resource
 import subprocess
 import sys
@@ -12,7 +13,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 from imageio_ffmpeg import get_ffmpeg_exe
+
+RECORD = Path(__file__).resolve().parents[1] / "book" / "results" / "prepare-long.json"
 
 
 def make(path: Path, minutes: float, width: int) -> None:
@@ -33,24 +37,33 @@ def peak(who: int) -> float:
 
 def measure(path: Path, out: Path) -> None:
     """Prepare `path`; in a process of its own, so that its peaks are its own."""
+    from stt_lite.training import hardware
+    from stt_lite.vq_autoencoder import write_file
     from stt_lite.your_own_video import ClipFolder, prepare_clips
 
     before, clock = peak(resource.RUSAGE_SELF), time.perf_counter()
     summary = prepare_clips(path, out, size=64, fps=10.0)
     seconds, after = time.perf_counter() - clock, peak(resource.RUSAGE_SELF)
-    print(f"{summary}\n{seconds:.0f} s; ffmpeg computed {resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime:.0f} s of them")
-    print(f"memory: Python {after:.0f} MB, of which {after - before:.0f} MB new; ffmpeg at most {peak(resource.RUSAGE_CHILDREN):.0f} MB")  # it starts as a copy of Python
     clock, clips = time.perf_counter(), ClipFolder(out).draw(64)
-    print(f"a batch of {tuple(clips.shape)} drawn in {1000 * (time.perf_counter() - clock):.0f} ms")
-    print(f"arrays: {sum(p.stat().st_size for p in (out / 'clips').iterdir()) / 1e6:.0f} MB")
+    drawn = time.perf_counter() - clock
+    record = {
+        "video": path.stem, "source_megabytes": round(path.stat().st_size / 1e6), "frames": summary.frames,
+        "seconds": round(seconds), "python_megabytes": round(after), "python_megabytes_before": round(before),
+        "ffmpeg_megabytes": round(peak(resource.RUSAGE_CHILDREN)),  # it starts as a copy of Python
+        "arrays_megabytes": round(sum(p.stat().st_size for p in (out / "clips").iterdir()) / 1e6),
+        "batch": list(clips.shape), "batch_milliseconds": round(1000 * drawn),
+        "hardware": hardware(torch.device("cpu")),
+    }  # fmt: skip
+    text = json.dumps(record, indent=2) + "\n"
+    write_file(RECORD, text.encode())
+    print(summary, text, sep="\n")
 
 
 def main(minutes: float = 10.0, width: int = 1920) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "videos" / "long.mp4"
+        path = Path(scratch) / "videos" / f"{minutes:g} minutes of {width}x{width * 9 // 16}, 30 frames per second.mp4"
         path.parent.mkdir()
         make(path, minutes, width)
-        print(f"{minutes:g} minutes of {width}x{width * 9 // 16}, 30 frames per second, {path.stat().st_size / 1e6:.0f} MB", flush=True)
         subprocess.run([sys.executable, __file__, "measure", str(path), str(Path(scratch) / "out")], check=True)
 
 

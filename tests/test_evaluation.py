@@ -370,7 +370,7 @@ def flying(path):
 
 def test_bounces_are_found_with_their_border():
     clip = flying([(5, 10), (5, 12), (5, 13), (5, 11), (5, 9)])
-    assert bounces(clip) == [(2, "right")] or bounces(clip) == [(3, "right")]
+    assert bounces(clip) == [(2, "right")]
     assert bounces(flying([(4, 3), (2, 3), (0, 3), (2, 3)])) == [(2, "top")]
     assert bounces(flying([(4, 3), (5, 3), (6, 3), (7, 3)])) == []
 
@@ -381,7 +381,7 @@ def test_explanations_follow_what_is_measured():
     assert "misjudged" in explain(straight, off, 4, 1.0) and "3.0 pixels off" in explain(straight, off, 4, 1.0)
     assert "3.5 times the usual error" in explain(straight, off, 4, 3.5)
     turned = flying([(5, 1), (5, 2), (5, 3), (5, 4), (5, 3), (5, 2)])
-    assert re.search("bounces off the right border in frame [45]", explain(turned, off, 4, 1.0))
+    assert "bounces off the right border in frame 4;" in explain(turned, off, 4, 1.0)
     assert "50% of its ink" in explain(straight, straight * torch.tensor([1, 1, 1, 1, 1, 0.5])[:, None, None, None], 4, 1.0)
 
 

@@ -18,9 +18,7 @@ from PIL import Image
 import stt_lite as stt
 from stt_lite import your_own_video
 from stt_lite.vq_autoencoder import TokenizerConfig
-from stt_lite.your_own_video import (
-    ClipFolder, FolderTokenizerObjective, FolderTransformerObjective, prepare_clips, train_own,
-)  # fmt: skip
+from stt_lite.your_own_video import ClipFolder, prepare_clips, train_own
 
 pytestmark = pytest.mark.filterwarnings("error:skipped:UserWarning")  # none may go unnoticed
 OPTIONS = {"size": 16, "fps": 10.0, "frames": 5}
@@ -466,7 +464,7 @@ def test_objectives_learn_from_training_files_only(folder, tmp_path):
     clips, config = ClipFolder(folder[1]), stt.TrainingConfig(out=tmp_path, size=16, frames=5, batch=2)
     tokenizer = stt.Tokenizer(TokenizerConfig(channels=3, codebook_size=16))
     net = stt.SpatialTemporalTransformer(stt.TransformerConfig(grid=(4, 4), width=16, layers=1, heads=2, codebook_size=16))
-    objectives = FolderTokenizerObjective(tokenizer, config, clips), FolderTransformerObjective(net, tokenizer, config, clips)
+    objectives = stt.TokenizerObjective(tokenizer, config, clips), stt.TransformerObjective(net, tokenizer, config, clips)
     for objective, frames, n in zip(objectives, (1, 5), (8, 2)):
         generator, device = torch.Generator().manual_seed(0), torch.device("cpu")
         wanted = clips.draw(n, frames, torch.Generator().manual_seed(0), split="train")
