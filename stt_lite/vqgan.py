@@ -276,8 +276,8 @@ class VQGANObjective(TokenizerObjective):
     """
 
     def __init__(self, model: VQGAN, config: TrainingConfig, source, settings: VQGANConfig = VQGANConfig()):
-        super().__init__(model, config)
-        self.source, self.settings = source, settings
+        super().__init__(model, config, source)
+        self.settings = settings
         self.lpips = perceptual_network() if settings.perceptual else None
 
     def optimizer(self) -> torch.optim.Optimizer:

@@ -1,0 +1,135 @@
+"""The runs that chapter 11 shows, each with its record in book/results: `python tests/prepare_vqgan.py RUN [minutes]`.
+
+RUN is "vqvae", "vqgan" or "early" (the discriminator plays from step 0): the same tokenizer, photographs, seed and minutes.
+Start them together, so that they share the machine evenly. The first two also write the bundled weights. "bf16" trains for
+5,000 steps in bfloat16, and fails at the first number that is not finite. "resolution" measures seconds and memory from
+64x64 to 512x512 pixels, each in a process of its own.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+import stt_lite as stt
+from stt_lite.training import hardware
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "book" / "results"
+SHAPE = stt.TokenizerConfig(channels=3, downsample=8, width=64, residual_blocks=2, codebook_size=1024)
+RUNS = {
+    "vqvae": stt.VQGANConfig(adversarial=0.0),
+    "vqgan": stt.VQGANConfig(),
+    "early": stt.VQGANConfig(start=0.0, warmup=0.0),
+}
+
+
+def tidy(numbers: torch.Tensor) -> list[float]:
+    return [float(f"{x:.6g}") for x in numbers.tolist()]
+
+
+def measure(tokenizer: stt.Tokenizer) -> dict:
+    """Held-out photographs in tiles of 128x128 and of 256x256: the mean over tiles of each metric."""
+    found = {}
+    for size in (128, 256):
+        tiles = stt.Photographs(size, "test").tiles()
+        again = tokenizer.reconstruct(tiles)
+        with torch.no_grad():
+            indices = torch.cat([tokenizer.quantize(tokenizer.encode(tile[None]))[1] for tile in tiles])
+        bands = {"input": stt.power_spectrum(tiles).mean(0), "reconstruction": stt.power_spectrum(again).mean(0)}
+        high = {"input": stt.high_frequency_power(tiles).mean(), "reconstruction": stt.high_frequency_power(again).mean()}
+        found[str(size)] = {
+            "tiles": len(tiles), "psnr": stt.psnr(again, tiles).mean().item(), "ssim": stt.ssim(again, tiles).mean().item(),
+            "high_frequency_power": {name: value.item() for name, value in high.items()},
+            "codebook_usage": stt.codebook_usage(indices, SHAPE.codebook_size),
+            "perplexity": stt.perplexity(indices, SHAPE.codebook_size),
+            "spectrum": {name: tidy(values) for name, values in bands.items()},
+        }  # fmt: skip
+    return found
+
+
+def photographs(name: str, minutes: float) -> None:
+    clock = time.process_time()
+    with tempfile.TemporaryDirectory() as out:
+        tokenizer, record = stt.train_vqgan(stt.Photographs(64), out, SHAPE, RUNS[name], minutes, checkpoint_seconds=600)
+    del record["training"]["out"]
+    record |= {"cpu_seconds": round(time.process_time() - clock), "parameters": sum(p.numel() for p in tokenizer.parameters())}
+    record |= {"data": record["data"] | {"names": stt.Photographs.SPLITS}, "metrics": measure(tokenizer)}
+    if name == "early":
+        (RESULTS / "vqgan-early.json").write_text(json.dumps(record, indent=2) + "\n")
+    else:
+        path = stt.save_tokenizer(tokenizer, stt.weights_folder() / f"photographs-{name}-tokenizer.safetensors", record)
+        (RESULTS / path.with_suffix(".json").name).write_text(path.with_suffix(".json").read_text())
+    at = record["metrics"]["128"]
+    print(name, record["steps"], "steps", *(f"{key} {at[key]:.4g}" for key in ("psnr", "ssim", "codebook_usage")), at["high_frequency_power"])
+
+
+def bf16(steps: int = 5000) -> None:
+    """`fit` stops at the first loss or gradient that is not finite."""
+    shape = stt.TokenizerConfig(channels=3, downsample=8, width=32, residual_blocks=1, codebook_size=256)
+    settings = stt.VQGANConfig(start=0.1, width=16)
+    with tempfile.TemporaryDirectory() as out:
+        tokenizer, record = stt.train_vqgan(
+            stt.Photographs(32), out, shape, settings, minutes=None, steps=steps, batch=2, precision="bf16", checkpoint_seconds=600
+        )
+    del record["training"]["out"]
+    record |= {"config": vars(shape), "finite": all(value.isfinite().all().item() for value in tokenizer.state_dict().values())}
+    (RESULTS / "vqgan-bf16.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(record["steps"], "steps in", record["precision"], "finite:", record["finite"], "last loss:", record["curve"][-1])
+
+
+def resident() -> float:
+    """Largest resident memory of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def one_resolution(size: int, what: str) -> None:
+    """Seconds of `what` for one frame, the least of several times, and the memory that it adds, as JSON."""
+    torch.set_num_threads(1)
+    tokenizer, frames = stt.load_tokenizer("photographs-vqgan"), torch.rand(1, 3, size, size)
+    judge = stt.PatchDiscriminator()
+
+    def training() -> None:
+        again, _, commitment = tokenizer(frames)
+        scores, _ = judge(torch.cat([frames, again]))
+        ((again - frames).square().sum() + commitment + scores.mean()).backward()
+
+    run = {"reconstruct": lambda: tokenizer.reconstruct(frames), "train": training}[what]
+    if what == "train":
+        tokenizer.requires_grad_(True)
+    before = resident()
+    seconds = []
+    for _ in range(8):
+        clock = time.process_time()
+        run()
+        seconds.append(time.process_time() - clock)
+    print(json.dumps({"seconds": min(seconds), "megabytes": resident() - before}))
+
+
+def resolution() -> None:
+    found = {}
+    for what in ("reconstruct", "train"):
+        for size in (64, 96, 128, 192, 256, 384, 512):
+            command = [sys.executable, __file__, "one", str(size), what]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            found.setdefault(what, {})[str(size)] = json.loads(done.stdout)
+            print(what, size, done.stdout.strip(), flush=True)
+    torch.set_num_threads(1)
+    record = {"hardware": hardware(torch.device("cpu")), "torch": torch.__version__, "tokenizer": "photographs-vqgan"}
+    record |= {"note": "one frame, one thread, processor seconds, the least of eight; memory: what the first run and later ones add"}
+    (RESULTS / "vqgan-resolution.json").write_text(json.dumps(record | found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    what, *rest = sys.argv[1:]
+    if what in RUNS:
+        photographs(what, float(rest[0]) if rest else 20.0)
+    elif what == "one":
+        one_resolution(int(rest[0]), rest[1])
+    else:
+        {"bf16": bf16, "resolution": resolution}[what]()
