@@ -143,6 +143,7 @@ from stt_lite.vqgan import (
     hinge,
     perceptual_network,
     power_spectrum,
+    smooth_start,
     train_vqgan,
 )
 from stt_lite.your_own_video import (
@@ -270,6 +271,7 @@ __all__ = [
     "hinge",
     "perceptual_network",
     "power_spectrum",
+    "smooth_start",
     "train_vqgan",
     "ClipFolder",
     "Prepared",

@@ -23,12 +23,13 @@ from stt_lite.vq_autoencoder import Tokenizer, TokenizerConfig, write_file
 
 __all__ = [
     "PatchDiscriminator", "Photographs", "VQGAN", "VQGANConfig", "VQGANObjective", "adaptive_weight", "feature_matching",
-    "high_frequency_power", "hinge", "perceptual_network", "power_spectrum", "train_vqgan",
+    "high_frequency_power", "hinge", "perceptual_network", "power_spectrum", "smooth_start",
+    "train_vqgan",
 ]  # fmt: skip
 
 
 class Photographs:
-    """Random crops of the photographs that scikit-image brings along; whole photographs are held out.
+    """Random crops of photographs that scikit-image and scikit-learn bring along; whole photographs are held out.
 
     Args:
         size: height and width of a crop, at most 300 pixels, those of the smallest photograph.
@@ -39,12 +40,12 @@ class Photographs:
 
     Raises:
         ValueError: an unknown split, or a size that a photograph does not hold.
-        ImportError: scikit-image is missing.
+        ImportError: scikit-image or scikit-learn is missing.
     """
 
     SPLITS = {
-        "train": ("astronaut", "rocket", "stereo_motorcycle", "camera", "brick", "grass", "gravel"),
-        "test": ("chelsea", "coffee"),
+        "train": ("coffee", "rocket", "stereo_motorcycle", "china.jpg", "flower.jpg"),
+        "test": ("chelsea", "astronaut"),
     }
 
     def __init__(self, size: int = 128, split: Literal["train", "test"] = "train"):
@@ -61,11 +62,12 @@ class Photographs:
         """Bytes (3 H W): one photograph, or the two of a stereo pair."""
         try:
             from skimage import data
+            from sklearn.datasets import load_sample_image
         except ImportError as error:
-            raise ImportError("Photographs needs the package scikit-image: pip install scikit-image") from error
-        found = getattr(data, name)()
+            raise ImportError(f"Photographs needs scikit-image and scikit-learn, which hold them: {error}") from error
+        found = load_sample_image(name) if name.endswith(".jpg") else getattr(data, name)()
         pair = found[:2] if isinstance(found, tuple) else [found]
-        return [torch.from_numpy(pixels).movedim(-1, 0) if pixels.ndim == 3 else torch.from_numpy(pixels).expand(3, -1, -1) for pixels in pair]
+        return [torch.tensor(pixels).movedim(-1, 0) for pixels in pair]
 
     def draw(
         self, n: int, frames: int = 1, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
@@ -328,13 +330,23 @@ class VQGANObjective(TokenizerObjective):
             fooled, seen = functional_call(judge, frozen, reconstruction)
             generator_loss = -fooled.mean() + s.matching * feature_matching([f.chunk(2)[0] for f in features], seen)
             weight = s.adversarial * adaptive_weight(error, generator_loss, reconstruction, s.limit)
-            return generator_loss, weight, hinge(real, fake)
+            return generator_loss, weight, hinge(real, fake) / 10  # Adam ignores the scale; gradient clipping does not
 
     @torch.no_grad()
     def show(self, model: VQGAN) -> tuple[dict[str, Tensor], None]:
         """A held-out clip and its reconstruction."""
         clip = self.source.example(next(model.parameters()).device)
         return {"held-out clip": clip, "reconstruction": model.tokenizer.reconstruct(clip)}, None
+
+
+@torch.no_grad()
+def smooth_start(decoder: nn.Sequential) -> None:
+    """Make the pixels of every pixel shuffle equal at first, so that there is no checkerboard to unlearn (Aitken et al., 2017)."""
+    for convolution, after in pairwise(decoder):
+        if isinstance(after, nn.PixelShuffle):
+            n = after.upscale_factor**2  # output channels of the convolution that become the n pixels of one channel
+            for p in (convolution.weight, convolution.bias):
+                p.copy_(p[::n].repeat_interleave(n, dim=0))
 
 
 def train_vqgan(
@@ -375,7 +387,9 @@ def train_vqgan(
     write_file(kept, json.dumps(run).encode())
     with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):  # the caller's generators stay
         seed_everything(config.seed, -1, torch.device("cpu"))
-        players = VQGAN(Tokenizer(shape), PatchDiscriminator(shape.channels, settings.width, settings.stages))
+        tokenizer = Tokenizer(shape)
+        smooth_start(tokenizer.decoder)
+        players = VQGAN(tokenizer, PatchDiscriminator(shape.channels, settings.width, settings.stages))
         objective = VQGANObjective(players.to(memory_format=torch.channels_last), config, source, settings)
         players, record = fit_model(objective, "vqgan", config, watch)
     record["frames_seen"] = 4 * record.pop("clips_seen")
