@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.utils.parametrizations import spectral_norm
 
 from stt_lite.evaluation import fit_model
 from stt_lite.training import MuonAdamW, TokenizerObjective, TrainingConfig, seed_everything
@@ -146,8 +145,7 @@ def high_frequency_power(frames: Float[Tensor, "*n C H W"]) -> Float[Tensor, "*n
 class PatchDiscriminator(nn.Module):
     """Says of every patch of a frame how real it looks (PatchGAN: Isola et al., 2017).
 
-    Strided convolutions under spectral normalization (Miyato et al., 2018). A score sees 22x22 pixels after three stages,
-    and 38x38 through the last convolution.
+    Strided convolutions; with three stages, a score sees 38x38 pixels.
 
     Args:
         channels: of a frame.
@@ -158,8 +156,8 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, channels: int = 3, width: int = 32, stages: int = 3):
         super().__init__()
         widths = [channels] + [width * 2**i for i in range(stages)]
-        self.stages = nn.ModuleList(spectral_norm(nn.Conv2d(a, b, 4, 2, 1)) for a, b in pairwise(widths))
-        self.score = spectral_norm(nn.Conv2d(widths[-1], 1, 3, padding=1))
+        self.stages = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths))
+        self.score = nn.Conv2d(widths[-1], 1, 3, padding=1)
 
     def forward(self, frames: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B 1 rows columns"], list[Tensor]]:
         """A score for every patch, above 0 for "real", and the features of every stage."""
@@ -180,24 +178,6 @@ def feature_matching(real: list[Tensor], fake: list[Tensor]) -> Float[Tensor, ""
     return torch.stack([(a.detach() - b).abs().mean() for a, b in zip(real, fake)]).mean()
 
 
-def adaptive_weight(
-    reconstruction: Float[Tensor, ""], adversarial: Float[Tensor, ""], at: Tensor, limit: float = 1e4
-) -> Float[Tensor, ""]:
-    """What makes the adversarial loss pull as hard as the reconstruction loss: the ratio of their gradients' norms.
-
-    Esser et al. (2021), Equation 7. Norms and ratio are in float32, clamped, without a gradient of their own.
-
-    Args:
-        reconstruction, adversarial: the two losses.
-        at: where to take the gradients: the paper takes the decoder's last weights, `VQGANObjective` the pixels.
-        limit: the largest weight.
-    """
-    wanted, found = (
-        torch.autograd.grad(loss, at, retain_graph=True)[0].float().norm() for loss in (reconstruction, adversarial)
-    )
-    return (wanted / (found + 1e-6)).clamp(0, limit).detach()
-
-
 def perceptual_network() -> nn.Module:
     """LPIPS with VGG-16 (Zhang et al., 2018) from torchmetrics, frozen: a module of two batches of frames in [0, 1].
 
@@ -216,13 +196,31 @@ def perceptual_network() -> nn.Module:
     return metric.net.requires_grad_(False).eval()
 
 
+def adaptive_weight(
+    reconstruction: Float[Tensor, ""], adversarial: Float[Tensor, ""], at: Tensor, limit: float = 1e4
+) -> Float[Tensor, ""]:
+    """What makes the adversarial loss pull as hard as the reconstruction loss: the ratio of their gradients' norms.
+
+    Esser et al. (2021), Equation 7. Norms and ratio are in float32, clamped, without a gradient of their own.
+
+    Args:
+        reconstruction, adversarial: the two losses.
+        at: where to take the gradients: the paper takes the decoder's last weights, `VQGANObjective` the pixels.
+        limit: the largest weight.
+    """
+    wanted, found = (
+        torch.autograd.grad(loss, at, retain_graph=True)[0].float().norm() for loss in (reconstruction, adversarial)
+    )
+    return (wanted / (found + 1e-6)).clamp(0, limit).detach()
+
+
 @dataclass(frozen=True)
 class VQGANConfig:
     """What a tokenizer's training adds to the squared error.
 
     Args:
-        adversarial: how hard the discriminator pulls at the pixels, as a share of the squared error's pull; 0 trains
-            without a discriminator: chapter 03's VQ-VAE.
+        adversarial: how many times as hard as the squared error the discriminator pulls at the pixels; 0 trains without a
+            discriminator: chapter 03's VQ-VAE.
         matching: weight of feature matching, next to the discriminator's scores.
         start: share of the budget after which the discriminator begins to learn.
         warmup: share of the budget in which its pull grows from 0, from `start` on.
@@ -233,10 +231,10 @@ class VQGANConfig:
         perceptual: weight of LPIPS, in squared error per latent; needs a network that is downloaded once.
     """
 
-    adversarial: float = 0.8
+    adversarial: float = 2.0
     matching: float = 1.0
     start: float = 0.4
-    warmup: float = 0.1
+    warmup: float = 0.2
     limit: float = 1e4
     width: int = 32
     stages: int = 3
@@ -278,8 +276,8 @@ class VQGANObjective(TokenizerObjective):
     """
 
     def __init__(self, model: VQGAN, config: TrainingConfig, source, settings: VQGANConfig = VQGANConfig()):
-        super().__init__(model, config, source)
-        self.settings = settings
+        super().__init__(model.tokenizer, config, source)
+        self.model, self.settings = model, settings  # both players, so that a checkpoint holds both
         self.lpips = perceptual_network() if settings.perceptual else None
 
     def optimizer(self) -> torch.optim.Optimizer:

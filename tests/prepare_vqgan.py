@@ -21,7 +21,7 @@ from stt_lite.training import hardware
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "book" / "results"
-SHAPE = stt.TokenizerConfig(channels=3, downsample=8, width=64, residual_blocks=2, codebook_size=1024)
+SHAPE = stt.TokenizerConfig(channels=3, downsample=4, width=32, residual_blocks=2, codebook_size=1024)
 RUNS = {
     "vqvae": stt.VQGANConfig(adversarial=0.0),
     "vqgan": stt.VQGANConfig(),
@@ -56,7 +56,7 @@ def measure(tokenizer: stt.Tokenizer) -> dict:
 def photographs(name: str, minutes: float) -> None:
     clock = time.process_time()
     with tempfile.TemporaryDirectory() as out:
-        tokenizer, record = stt.train_vqgan(stt.Photographs(64), out, SHAPE, RUNS[name], minutes, checkpoint_seconds=600)
+        tokenizer, record = stt.train_vqgan(stt.Photographs(64), out, SHAPE, RUNS[name], minutes, batch=2, checkpoint_seconds=600)
     del record["training"]["out"]
     record |= {"cpu_seconds": round(time.process_time() - clock), "parameters": sum(p.numel() for p in tokenizer.parameters())}
     record |= {"data": record["data"] | {"names": stt.Photographs.SPLITS}, "metrics": measure(tokenizer)}
@@ -71,11 +71,11 @@ def photographs(name: str, minutes: float) -> None:
 
 def bf16(steps: int = 5000) -> None:
     """`fit` stops at the first loss or gradient that is not finite."""
-    shape = stt.TokenizerConfig(channels=3, downsample=8, width=32, residual_blocks=1, codebook_size=256)
-    settings = stt.VQGANConfig(start=0.1, width=16)
+    shape = stt.TokenizerConfig(channels=3, downsample=4, width=16, residual_blocks=1, codebook_size=256)
+    settings = stt.VQGANConfig(start=0.1, width=8)
     with tempfile.TemporaryDirectory() as out:
         tokenizer, record = stt.train_vqgan(
-            stt.Photographs(32), out, shape, settings, minutes=None, steps=steps, batch=2, precision="bf16", checkpoint_seconds=600
+            stt.Photographs(32), out, shape, settings, minutes=None, steps=steps, batch=1, precision="bf16", checkpoint_seconds=600
         )
     del record["training"]["out"]
     record |= {"config": vars(shape), "finite": all(value.isfinite().all().item() for value in tokenizer.state_dict().values())}
