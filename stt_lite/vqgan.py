@@ -231,7 +231,7 @@ class VQGANConfig:
         perceptual: weight of LPIPS, in squared error per latent; needs a network that is downloaded once.
     """
 
-    adversarial: float = 2.0
+    adversarial: float = 1.5
     matching: float = 1.0
     start: float = 0.4
     warmup: float = 0.2

@@ -1,7 +1,9 @@
-"""The runs that chapter 11 shows, each with its record in book/results: `python tests/prepare_vqgan.py RUN [minutes]`.
+"""The runs that chapter 11 shows, each with its record in book/results: `python tests/prepare_vqgan.py RUN [minutes | steps]`.
 
-RUN is "vqvae", "vqgan" or "early" (the discriminator plays from step 0): the same tokenizer, photographs, seed and minutes.
-Start them together, so that they share the machine evenly. The first two also write the bundled weights. "bf16" trains for
+RUN is "vqvae" or "vqgan", which also write the bundled weights, or, with a harder pull, "late" or "early" (the discriminator
+plays from step 0): the same tokenizer, photographs and seed. Start them together for the same minutes, such as 22, so that
+they share the machine evenly; or give steps, such as "3870 steps", that take the same seconds of a processor, which the
+records hold. "bf16" trains for
 5,000 steps in bfloat16, and fails at the first number that is not finite. "resolution" measures seconds and memory from
 64x64 to 512x512 pixels, each in a process of its own.
 """
@@ -25,7 +27,8 @@ SHAPE = stt.TokenizerConfig(channels=3, downsample=4, width=32, residual_blocks=
 RUNS = {
     "vqvae": stt.VQGANConfig(adversarial=0.0),
     "vqgan": stt.VQGANConfig(),
-    "early": stt.VQGANConfig(start=0.0, warmup=0.0),
+    "late": stt.VQGANConfig(adversarial=2.0),
+    "early": stt.VQGANConfig(adversarial=2.0, start=0.0, warmup=0.0),
 }
 
 
@@ -53,15 +56,15 @@ def measure(tokenizer: stt.Tokenizer) -> dict:
     return found
 
 
-def photographs(name: str, minutes: float) -> None:
+def photographs(name: str, **budget) -> None:
     clock = time.process_time()
     with tempfile.TemporaryDirectory() as out:
-        tokenizer, record = stt.train_vqgan(stt.Photographs(64), out, SHAPE, RUNS[name], minutes, batch=2, checkpoint_seconds=600)
+        tokenizer, record = stt.train_vqgan(stt.Photographs(64), out, SHAPE, RUNS[name], batch=2, **budget, checkpoint_seconds=600)
     del record["training"]["out"]
     record |= {"cpu_seconds": round(time.process_time() - clock), "parameters": sum(p.numel() for p in tokenizer.parameters())}
     record |= {"data": record["data"] | {"names": stt.Photographs.SPLITS}, "metrics": measure(tokenizer)}
-    if name == "early":
-        (RESULTS / "vqgan-early.json").write_text(json.dumps(record, indent=2) + "\n")
+    if name in ("early", "late"):
+        (RESULTS / f"vqgan-{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     else:
         path = stt.save_tokenizer(tokenizer, stt.weights_folder() / f"photographs-{name}-tokenizer.safetensors", record)
         (RESULTS / path.with_suffix(".json").name).write_text(path.with_suffix(".json").read_text())
@@ -128,7 +131,7 @@ def resolution() -> None:
 if __name__ == "__main__":
     what, *rest = sys.argv[1:]
     if what in RUNS:
-        photographs(what, float(rest[0]) if rest else 20.0)
+        photographs(what, **({"steps": int(rest[0])} if rest[1:] == ["steps"] else {"minutes": float(rest[0]) if rest else 22.0}))
     elif what == "one":
         one_resolution(int(rest[0]), rest[1])
     else:
