@@ -1,5 +1,5 @@
 # Extracted from notebooks/11_vqgan.ipynb by "make extract": edit the notebook, not this file.
-"""VQGAN: a discriminator that keeps the fine detail in chapter 03's tokenizer, for high resolution. Built in chapter 11."""
+"""VQGAN: a discriminator keeps fine detail in chapter 03's tokenizer, at any resolution. Built in chapter 11."""
 
 import json
 import os
@@ -21,8 +21,8 @@ from stt_lite.video import check_frames
 from stt_lite.vq_autoencoder import Tokenizer, TokenizerConfig, write_file
 
 __all__ = [
-    "PatchDiscriminator", "Photographs", "VQGAN", "VQGANConfig", "VQGANObjective", "adaptive_weight", "feature_matching",
-    "high_frequency_power", "hinge", "perceptual_network", "power_spectrum", "smooth_start",
+    "PatchDiscriminator", "Photographs", "VQGAN", "VQGANConfig", "VQGANObjective", "adaptive_weight",
+    "feature_matching", "high_frequency_power", "hinge", "perceptual_network", "power_spectrum", "smooth_start",
     "train_vqgan",
 ]  # fmt: skip
 
@@ -71,7 +71,7 @@ class Photographs:
     def draw(
         self, n: int, frames: int = 1, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
     ) -> Float[Tensor, "n T 3 H W"]:
-        """Random crops, half of them mirrored: every photograph equally likely, and every place in it. They stand still.
+        """Random crops that stand still, half of them mirrored; photographs and places in them are equally likely.
 
         Args:
             n: number of crops.
@@ -84,8 +84,8 @@ class Photographs:
         """
         if n < 1 or frames < 1:
             raise ValueError(f"n and frames must be at least 1, got n={n} and frames={frames}")
-        chosen, places = torch.randint(len(self.pictures), (n,), generator=generator), torch.rand(n, 3, generator=generator)
-        crops = []
+        chosen = torch.randint(len(self.pictures), (n,), generator=generator)
+        places, crops = torch.rand(n, 3, generator=generator), []
         for i, (down, right, mirror) in zip(chosen.tolist(), places.tolist()):
             picture = self.pictures[i]
             top, left = int(down * (picture.shape[1] - self.size + 1)), int(right * (picture.shape[2] - self.size + 1))
@@ -121,8 +121,8 @@ def power_spectrum(frames: Float[Tensor, "*n C H W"], bins: int | None = None) -
         bins: number of frequencies, evenly spaced from 0 to 1/2 cycle per pixel; None: a quarter of the shorter side.
 
     Returns:
-        Squared amplitudes per pixel. Bin i holds frequencies from i / (2 bins) on; beyond 1/2, along the diagonals, they
-        are left out.
+        Squared amplitudes per pixel. Bin i holds frequencies from i / (2 bins) on; those beyond 1/2, along the
+        diagonals, are left out.
     """
     H, W = frames.shape[-2:]
     bins = bins or min(H, W) // 4
@@ -190,9 +190,11 @@ def perceptual_network() -> nn.Module:
 
         metric = LearnedPerceptualImagePatchSimilarity(net_type="vgg", normalize=True)
     except ImportError as error:  # also ModuleNotFoundError, and what torchmetrics says without torchvision
-        raise ImportError("perceptual > 0 needs the packages torchmetrics and torchvision; or set perceptual=0") from error
+        needed = "the packages torchmetrics and torchvision"
+        raise ImportError(f"perceptual > 0 needs {needed}; or set perceptual=0") from error
     except OSError as error:  # also what urllib raises
-        raise OSError(f"perceptual > 0 needs VGG-16's weights, which could not be downloaded ({error}); or set perceptual=0") from error
+        needed = f"VGG-16's weights, which could not be downloaded ({error})"
+        raise OSError(f"perceptual > 0 needs {needed}; or set perceptual=0") from error
     return metric.net.requires_grad_(False).eval()
 
 
@@ -219,8 +221,8 @@ class VQGANConfig:
     """What a tokenizer's training adds to the squared error.
 
     Args:
-        adversarial: how many times as hard as the squared error the discriminator pulls at the pixels; 0 trains without a
-            discriminator: chapter 03's VQ-VAE.
+        adversarial: how many times as hard as the squared error the discriminator pulls at the pixels; 0 trains
+            without a discriminator: chapter 03's VQ-VAE.
         matching: weight of feature matching, next to the discriminator's scores.
         start: share of the budget after which the discriminator begins to learn.
         warmup: share of the budget in which its pull grows from 0, from `start` on.
@@ -282,9 +284,9 @@ class VQGANObjective(TokenizerObjective):
 
     def optimizer(self) -> torch.optim.Optimizer:
         """AdamW for both; the discriminator's averages are shorter, since what it looks at keeps changing."""
-        both, rate = MuonAdamW([], self.model.tokenizer.parameters(), adamw_rate=self.config.adamw_rate), self.settings.rate
-        judge = {"params": list(self.model.discriminator.parameters()), "lr": rate, "peak": rate, "muon": False}
-        both.add_param_group(judge | {"betas": (0.5, 0.9)})
+        both = MuonAdamW([], self.model.tokenizer.parameters(), adamw_rate=self.config.adamw_rate)
+        judge, rate = list(self.model.discriminator.parameters()), self.settings.rate
+        both.add_param_group({"params": judge, "lr": rate, "peak": rate, "muon": False, "betas": (0.5, 0.9)})
         return both
 
     def sample(self, generator: torch.Generator, device: torch.device) -> Tensor:
@@ -297,8 +299,9 @@ class VQGANObjective(TokenizerObjective):
         frames = clips[:, -1].contiguous(memory_format=torch.channels_last)
         moved = (frames - clips[:, 0]).abs().amax(1, keepdim=True) > 1 / 64
         pull = min(1.0, (progress - s.start) / s.warmup) if s.warmup else 1.0
-        pull = torch.tensor(pull if progress >= s.start else 0.0, device=clips.device)
-        return {"frames": frames, "importance": 1 + s.moving * moved, "judged": s.adversarial > 0 and progress >= s.start, "pull": pull}
+        judged = s.adversarial > 0 and progress >= s.start
+        pull = torch.tensor(pull if judged else 0.0, device=clips.device)
+        return {"frames": frames, "importance": 1 + s.moving * moved, "judged": judged, "pull": pull}
 
     def forward(self, frames, importance, judged: bool, pull) -> tuple[Tensor, dict]:
         """The loss of both players, and what else is worth a line in the log."""
@@ -308,14 +311,15 @@ class VQGANObjective(TokenizerObjective):
         squared = (reconstruction - frames).square()
         error = (importance * squared).sum() / latents
         if self.lpips is not None:
-            error = error + s.perceptual * self.lpips(reconstruction.clamp(0, 1), frames, normalize=True).mean()
-        own = list(self.model.discriminator.parameters())
-        zero = frames.new_zeros(())
-        generator_loss, weight, judge_loss = zero, zero, 0 * sum(p.sum() for p in own)  # a gradient for all, always
+            rgb = [x.clamp(0, 1).expand(-1, 3, -1, -1) for x in (reconstruction, frames)]
+            error = error + s.perceptual * self.lpips(*rgb, normalize=True).mean()
         if judged:
-            generator_loss, weight, judge_loss = self.play(reconstruction, frames, error)
-        loss = error + tokenizer.config.commitment * commitment + pull * weight * generator_loss + judge_loss
-        logs = {"pixels": squared.sum() / len(frames), "generator": generator_loss, "weight": weight, "judge": judge_loss}
+            generator, weight, judge = self.play(reconstruction, frames, error)
+        else:  # zeros, whose gradients are there: several processes wait for those of all parameters
+            generator = weight = frames.new_zeros(())
+            judge = 0 * sum(p.sum() for p in self.model.discriminator.parameters())
+        loss = error + tokenizer.config.commitment * commitment + pull * weight * generator + judge
+        logs = {"pixels": squared.sum() / len(frames), "generator": generator, "weight": weight, "judge": judge}
         return loss, {name: value.detach() for name, value in logs.items()}
 
     def play(self, reconstruction: Tensor, frames: Tensor, error: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -339,7 +343,7 @@ class VQGANObjective(TokenizerObjective):
 
 @torch.no_grad()
 def smooth_start(decoder: nn.Sequential) -> None:
-    """Make the pixels of every pixel shuffle equal at first, so that there is no checkerboard to unlearn (Aitken et al., 2017)."""
+    """Make the pixels of every pixel shuffle equal: no checkerboard to unlearn (Aitken et al., 2017)."""
     for convolution, after in pairwise(decoder):
         if isinstance(after, nn.PixelShuffle):
             n = after.upscale_factor**2  # output channels of the convolution that become the n pixels of one channel
@@ -364,8 +368,8 @@ def train_vqgan(
         minutes: time budget.
         steps: step budget, in place of minutes.
         watch: see `live_view`.
-        options: further fields of `TrainingConfig`, such as batch, seed, adamw_rate or precision; a step draws four times
-            `batch` frames.
+        options: further fields of `TrainingConfig`, such as batch, seed, adamw_rate or precision; a step draws four
+            times `batch` frames.
 
     Returns:
         The tokenizer, in eval mode on the CPU; save it with `save_tokenizer`. And the record of its run.
@@ -379,7 +383,8 @@ def train_vqgan(
     clip = source.example("cpu")
     check_frames(clip, "source.example()", channels=shape.channels, multiple=shape.downsample)
     config = TrainingConfig(out=Path(out), size=clip.shape[-1], minutes=minutes, steps=steps, **options)
-    run, kept = json.loads(json.dumps({"tokenizer": asdict(shape), "vqgan": asdict(settings)})), config.out / "vqgan.json"
+    run = json.loads(json.dumps({"tokenizer": asdict(shape), "vqgan": asdict(settings)}))  # as it is read back
+    kept = config.out / "vqgan.json"
     if kept.exists() and json.loads(kept.read_text()) != run:
         raise ValueError(f"out must be empty or hold a run with these arguments, {config.out} holds one with others")
     write_file(kept, json.dumps(run).encode())

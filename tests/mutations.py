@@ -81,7 +81,7 @@ MUTATIONS = [  # what breaks; module; text; replacement; tests of that module to
     ("move the features of photographs", VQGAN, "(a.detach() - b)", "(a - b)", "features_match"),
     ("adaptive weight upside down", VQGAN, "(wanted / (found + 1e-6))", "(found / (wanted + 1e-6))", "adaptive_weight"),
     ("no limit to the weight", VQGAN, ".clamp(0, limit).detach()", ".detach()", "adaptive_weight"),
-    ("play from the first step", VQGAN, '"judged": s.adversarial > 0 and progress >= s.start', '"judged": s.adversarial > 0', "starts_late"),
+    ("play from the first step", VQGAN, 's.adversarial > 0 and progress >= s.start', 's.adversarial > 0', "starts_late"),
     ("pull at once", VQGAN, "min(1.0, (progress - s.start) / s.warmup)", "1.0", "starts_late"),
     ("discriminator in half precision", VQGAN, "enabled=False", "enabled=True", "stays_in_float32"),
     ("let clipping see the discriminator", VQGAN, "hinge(real, fake) / 10", "hinge(real, fake)", "both_players"),

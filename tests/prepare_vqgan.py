@@ -61,15 +61,16 @@ def photographs(name: str, **budget) -> None:
     with tempfile.TemporaryDirectory() as out:
         tokenizer, record = stt.train_vqgan(stt.Photographs(64), out, SHAPE, RUNS[name], batch=2, **budget, checkpoint_seconds=600)
     del record["training"]["out"]
-    record |= {"cpu_seconds": round(time.process_time() - clock), "parameters": sum(p.numel() for p in tokenizer.parameters())}
+    record |= {"cpu_seconds": round(time.process_time() - clock)}
+    record |= {"parameters": sum(p.numel() for p in tokenizer.parameters())}
     record |= {"data": record["data"] | {"names": stt.Photographs.SPLITS}, "metrics": measure(tokenizer)}
     if name in ("early", "late"):
-        (RESULTS / f"vqgan-{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+        (RESULTS / f"vqgan-{name}.json").write_text(json.dumps({"config": vars(SHAPE)} | record, indent=2) + "\n")
     else:
         path = stt.save_tokenizer(tokenizer, stt.weights_folder() / f"photographs-{name}-tokenizer.safetensors", record)
         (RESULTS / path.with_suffix(".json").name).write_text(path.with_suffix(".json").read_text())
     at = record["metrics"]["128"]
-    print(name, record["steps"], "steps", *(f"{key} {at[key]:.4g}" for key in ("psnr", "ssim", "codebook_usage")), at["high_frequency_power"])
+    print(name, record["steps"], "steps", {key: value for key, value in at.items() if key != "spectrum"})
 
 
 def bf16(steps: int = 5000) -> None:
@@ -78,10 +79,11 @@ def bf16(steps: int = 5000) -> None:
     settings = stt.VQGANConfig(start=0.1, width=8)
     with tempfile.TemporaryDirectory() as out:
         tokenizer, record = stt.train_vqgan(
-            stt.Photographs(32), out, shape, settings, minutes=None, steps=steps, batch=1, precision="bf16", checkpoint_seconds=600
-        )
+            stt.Photographs(32), out, shape, settings, steps=steps, batch=1, precision="bf16", checkpoint_seconds=600
+        )  # fmt: skip
     del record["training"]["out"]
-    record |= {"config": vars(shape), "finite": all(value.isfinite().all().item() for value in tokenizer.state_dict().values())}
+    finite = all(value.isfinite().all().item() for value in tokenizer.state_dict().values())
+    record |= {"config": vars(shape), "finite": finite}
     (RESULTS / "vqgan-bf16.json").write_text(json.dumps(record, indent=2) + "\n")
     print(record["steps"], "steps in", record["precision"], "finite:", record["finite"], "last loss:", record["curve"][-1])
 
@@ -124,7 +126,7 @@ def resolution() -> None:
             print(what, size, done.stdout.strip(), flush=True)
     torch.set_num_threads(1)
     record = {"hardware": hardware(torch.device("cpu")), "torch": torch.__version__, "tokenizer": "photographs-vqgan"}
-    record |= {"note": "one frame, one thread, processor seconds, the least of eight; memory: what the first run and later ones add"}
+    record |= {"note": "one frame, one thread; seconds of a processor, the least of eight; memory that the eight added"}
     (RESULTS / "vqgan-resolution.json").write_text(json.dumps(record | found, indent=2) + "\n")
 
 

@@ -180,7 +180,8 @@ def test_each_term_reaches_its_own_player(photographs):
     learner = objective(photographs)
     given = batch(learner)
     reconstruction = learner.model.tokenizer(given["frames"])[0]
-    generator_loss, weight, judge_loss = learner.play(reconstruction, given["frames"], (reconstruction - given["frames"]).square().sum())
+    error = (reconstruction - given["frames"]).square().sum()
+    generator_loss, weight, judge_loss = learner.play(reconstruction, given["frames"], error)
     generator_loss.backward(retain_graph=True)
     assert gradient(learner.model.tokenizer).norm() > 0 and gradient(learner.model.discriminator).norm() == 0
     learner.zero_grad()
@@ -190,7 +191,8 @@ def test_each_term_reaches_its_own_player(photographs):
 
 def test_one_backward_pass_gives_both_players_their_gradients(photographs):
     """Against two separate passes, each with plain autograd."""
-    learner = objective(photographs, shape=TokenizerConfig(channels=3, width=16, latent_channels=3, quantizer="fsq", levels=(4, 4, 2), codebook_size=32))
+    fsq = {"quantizer": "fsq", "levels": (4, 4, 2), "latent_channels": 3}  # no codebook that moves
+    learner = objective(photographs, shape=TokenizerConfig(channels=3, width=16, codebook_size=32, **fsq))
     judge, tokenizer = learner.model.discriminator, learner.model.tokenizer
     given = batch(learner)
     learner(**given)[0].backward()
@@ -420,7 +422,9 @@ def test_lpips_joins_the_squared_error(monkeypatch, photographs):
             return self.scale * (a - b).abs().mean((1, 2, 3), keepdim=True)
 
     lpips_stand_in(monkeypatch, Metric)
-    without, learner = objective(photographs, VQGANConfig(adversarial=0.0, width=8)), objective(photographs, VQGANConfig(adversarial=0.0, width=8, perceptual=5.0))
+    plain = {"adversarial": 0.0, "width": 8}
+    without = objective(photographs, VQGANConfig(**plain))
+    learner = objective(photographs, VQGANConfig(**plain, perceptual=5.0))
     given = batch(learner)
     difference = learner.eval()(**given)[0] - without.eval()(**given)[0]
     again = learner.model.tokenizer(given["frames"])[0].clamp(0, 1)
@@ -479,13 +483,15 @@ def test_the_recorded_figures_are_those_of_the_weights():
             assert high_frequency_power(frames).mean().item() == pytest.approx(record["high_frequency_power"][key], rel=0.01)
         with torch.no_grad():
             indices = tokenizer.quantize(tokenizer.encode(tiles))[1]
-        assert stt.codebook_usage(indices, tokenizer.quantizer.codebook_size) == pytest.approx(record["codebook_usage"], abs=0.005)
+        usage = stt.codebook_usage(indices, tokenizer.quantizer.codebook_size)
+        assert usage == pytest.approx(record["codebook_usage"], abs=0.005)
 
 
 def test_the_vqgan_keeps_detail_at_equal_codes_and_time():
     plain, adversarial = (stt.records(f"{name}-tokenizer")[0] for name in NAMES.values())
     assert plain["config"] == adversarial["config"] and plain["parameters"] == adversarial["parameters"]
-    assert plain["seconds"] == pytest.approx(adversarial["seconds"], rel=0.01) and plain["hardware"] == adversarial["hardware"]
+    assert adversarial["cpu_seconds"] == pytest.approx(plain["cpu_seconds"], rel=0.05)  # other runs share the machine
+    assert plain["hardware"] == adversarial["hardware"]
     assert plain["data"] == adversarial["data"] and plain["seed"] == adversarial["seed"]
     assert plain["vqgan"]["adversarial"] == 0 < adversarial["vqgan"]["adversarial"]
     for size in ("128", "256"):
@@ -494,6 +500,14 @@ def test_the_vqgan_keeps_detail_at_equal_codes_and_time():
         assert power[1] >= 1.5 * power[0] and abs(power[1] - 1) < abs(power[0] - 1)
         assert b["psnr"] >= a["psnr"] - 1.5
         assert b["codebook_usage"] >= 0.8
+
+
+def test_a_late_discriminator_brings_more_detail_than_an_early_one():
+    (late,), (early,) = stt.records("vqgan-late"), stt.records("vqgan-early")
+    assert late["cpu_seconds"] == pytest.approx(early["cpu_seconds"], rel=0.05) and late["config"] == early["config"]
+    assert {k: v for k, v in late["vqgan"].items() if k not in ("start", "warmup")}.items() <= early["vqgan"].items()
+    power = [run["metrics"]["128"]["high_frequency_power"]["reconstruction"] for run in (late, early)]
+    assert early["vqgan"]["start"] == 0 < late["vqgan"]["start"] and power[0] > 2 * power[1]
 
 
 def test_five_thousand_steps_in_bf16():
