@@ -490,7 +490,9 @@ def test_the_recorded_figures_are_those_of_the_weights():
 def test_the_vqgan_keeps_detail_at_equal_codes_and_time():
     plain, adversarial = (stt.records(f"{name}-tokenizer")[0] for name in NAMES.values())
     assert plain["config"] == adversarial["config"] and plain["parameters"] == adversarial["parameters"]
-    assert adversarial["cpu_seconds"] == pytest.approx(plain["cpu_seconds"], rel=0.05)  # other runs share the machine
+    (late,) = stt.records("vqgan-late")  # trained beside the VQ-VAE: so many steps take equal time
+    assert late["cpu_seconds"] == pytest.approx(plain["cpu_seconds"], rel=0.01) and adversarial["steps"] <= late["steps"]
+    assert adversarial["cpu_seconds"] == pytest.approx(plain["cpu_seconds"], rel=0.1)  # other runs share the machine
     assert plain["hardware"] == adversarial["hardware"]
     assert plain["data"] == adversarial["data"] and plain["seed"] == adversarial["seed"]
     assert plain["vqgan"]["adversarial"] == 0 < adversarial["vqgan"]["adversarial"]
