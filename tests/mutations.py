@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SPATIAL, TEMPORAL = "spatial_attention", "temporal_attention"
 GAUSSIAN, TRANSFORMER = "gaussian_parameterization", "transformer"
 TRAINING, GENERATION, EVALUATION = "training", "generation", "evaluation"
-OWN_VIDEO = "your_own_video"
+VQGAN, OWN_VIDEO = "vqgan", "your_own_video"
 
 MUTATIONS = [  # what breaks; module; text; replacement; tests of that module to run (pytest -k)
     ("forget the scale", SPATIAL, "q @ k.mT / math.sqrt(q.shape[-1])", "q @ k.mT", "the_formula"),
@@ -76,6 +76,22 @@ MUTATIONS = [  # what breaks; module; text; replacement; tests of that module to
     ("take over the Gaussian layers too", EVALUATION, 'if ".gaussian." not in name and', "if", "take_over"),
     ("one noise for all clips", EVALUATION, "seed=seed + i", "seed=seed", "futures_of_its_own"),
     ("show the best as the worst", EVALUATION, "errors.argsort(descending=True)", "errors.argsort()", "worst"),
+    ("let the discriminator learn to be fooled", VQGAN, "{name: p.detach() for name, p in", "{name: p for name, p in", "own_player or both_players"),
+    ("let the tokenizer learn to be caught", VQGAN, "torch.cat([frames, reconstruction.detach()])", "torch.cat([frames, reconstruction])", "own_player or both_players"),
+    ("take photographs for fakes", VQGAN, "F.relu(1 - real).mean() + F.relu(1 + fake).mean()", "F.relu(1 + real).mean() + F.relu(1 - fake).mean()", "hinge"),
+    ("move the features of photographs", VQGAN, "(a.detach() - b)", "(a - b)", "features_match"),
+    ("adaptive weight upside down", VQGAN, "(wanted / (found + 1e-6))", "(found / (wanted + 1e-6))", "adaptive_weight"),
+    ("no limit to the weight", VQGAN, ".clamp(0, limit).detach()", ".detach()", "adaptive_weight"),
+    ("play from the first step", VQGAN, 's.adversarial > 0 and progress >= s.start', 's.adversarial > 0', "starts_late"),
+    ("pull at once", VQGAN, "min(1.0, (progress - s.start) / s.warmup)", "1.0", "starts_late"),
+    ("discriminator in half precision", VQGAN, "enabled=False", "enabled=True", "stays_in_float32"),
+    ("let clipping see the discriminator", VQGAN, "hinge(real, fake) / 10", "hinge(real, fake)", "both_players"),
+    ("moving pixels like all others", VQGAN, "1 + s.moving * moved", "1 + 0 * moved", "moving"),
+    ("hold nothing out", VQGAN, "size, split, self.SPLITS[split]", 'size, split, self.SPLITS["test"]', "held_out"),
+    ("count the middle of the spectrum as its top", VQGAN, "[..., 2 * bins // 3 :]", "[..., bins // 3 :]", "top_third"),
+    ("borders look like edges", VQGAN, "keepdim=True)) * window", "keepdim=True))", "noise or wave"),
+    ("equal filters in the wrong order", VQGAN, "p[::n].repeat_interleave(n, dim=0)", "p[: len(p) // n].repeat(n, *[1] * (p.ndim - 1))", "smooth_start"),
+    ("go on with another run", VQGAN, "if kept.exists() and", "if False and", "another_run"),
     ("frames as they come, whatever the clock", OWN_VIDEO, 'if fps else "settb=1/25,setpts=N"', 'if False else "settb=1/25,setpts=N"', "clock or two_rates"),
     ("shrink without averaging", OWN_VIDEO, "flags=bilinear", "flags=neighbor", "stripes"),
     ("shrink images without averaging", OWN_VIDEO, "Image.BILINEAR", "Image.NEAREST", "stripes"),
