@@ -129,7 +129,7 @@ class GaussianLayer(nn.Module):
         self,
         x: Float[Tensor, "B T h w E"],
         noise: Float[Tensor, "B T h w Z"],
-        posterior_input: Float[Tensor, "B T h w E"] | None = None,
+        posterior_input: Float[Tensor, "B known h w E"] | None = None,
         temperature: float = 1.0,
     ) -> tuple[Float[Tensor, "B T h w E"], Float[Tensor, "B T"]]:
         """The stream after the layer, and the KL of each frame in nats, summed over pixels and channels.
@@ -137,7 +137,8 @@ class GaussianLayer(nn.Module):
         Args:
             x: the stream; x[:, t] may depend on frames before t only.
             noise: draws from N(0, 1), with Z = E channels for "bottleneck" and Z = latent_channels for "latent".
-            posterior_input: for "latent": an embedding of frame t at place t. None draws from the prior, KL 0.
+            posterior_input: for "latent": an embedding of frame t at place t. None draws from the prior, KL 0. Where it
+                holds fewer frames than x, those draw from the posterior, and the others take the prior's mean, KL 0.
             temperature: factor on the standard deviation.
         """
         if self.mode == "bottleneck":
@@ -149,8 +150,11 @@ class GaussianLayer(nn.Module):
         if posterior_input is None:
             z, kl = sample(*prior, noise, temperature), x.new_zeros(x.shape[:2], dtype=torch.float32)
         else:
-            posterior = self.posterior(torch.cat([here, posterior_input], dim=-1))
-            z, kl = sample(*posterior, noise, temperature), kl_gaussians(*posterior, *prior).sum((2, 3, 4))
+            known, T = posterior_input.shape[1], x.shape[1]
+            posterior = self.posterior(torch.cat([here[:, :known], posterior_input], dim=-1))
+            z = torch.cat([sample(*posterior, noise[:, :known], temperature), prior[0][:, known:]], dim=1)
+            kl = kl_gaussians(*posterior, *(p[:, :known] for p in prior)).sum((2, 3, 4))
+            kl = F.pad(kl, (0, T - known))
         return x + self.inject(z.to(x.dtype)), kl
 
 

@@ -144,6 +144,8 @@ class TrainingConfig:
         pixel_weight: weight of the squared error in pixels, through the frozen decoder, next to that in latents.
         beta: weight of the KL, in squared latent units per nat: what a nat of z must save; grows with a frame's area.
         beta_warmup: share of the budget after which beta is reached, from 0 on; 0 for no warm-up.
+        forecast_share: share of the steps that only know a prompt's z, in [0, 1); later ones are the prior's mean, as at
+            temperature 0.
         corruption: each clip draws a rate from 0 to this, and replaces that share of its context by random tokens.
         fade: each clip draws a rate up to this, mostly near 0, and dims each frame of its context by 0 up to that share.
         rollout_share: share of the budget, at its end, in which the context holds the model's own rollouts.
@@ -180,6 +182,7 @@ class TrainingConfig:
     pixel_weight: float = 1.0
     beta: float = 8.0
     beta_warmup: float = 0.3
+    forecast_share: float = 0.0
     corruption: float = 0.05
     fade: float = 0.2
     rollout_share: float = 0.15
@@ -198,7 +201,7 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value!r}")
-        for name in ("average", "beta_warmup", "corruption", "fade", "rollout_share"):
+        for name in ("average", "beta_warmup", "forecast_share", "corruption", "fade", "rollout_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
         for name in ("tokenizer_share", "rollout_length"):
@@ -359,21 +362,24 @@ class TransformerObjective(nn.Module):
         random = mine(torch.randint(tokenizer.quantizer.codebook_size, (B, T, h, w), **draw))
         prompt = torch.randint(max(1, int(c.frames * (1 - c.rollout_length))), c.frames, (), **draw).item()
         dim = mine(c.fade * torch.rand(B, 1, 1, 1, 1, **draw) ** 3 * torch.rand(B, T, 1, 1, 1, **draw))
+        forecast = torch.rand((), **draw).item() < c.forecast_share
+        known = torch.randint(max(1, c.frames // 4), c.frames, (), **draw).item() if forecast else True
         clips = mine(clips)
         target, indices = tokenizer.quantize(tokenizer.encode(clips.flatten(0, 1)))
         target, indices = target.unflatten(0, clips.shape[:2]), indices.unflatten(0, clips.shape[:2])
         dimmed = tokenizer.quantize(tokenizer.encode(((1 - dim) * clips).flatten(0, 1)))[0] if c.fade else target
         context = corrupt(dimmed.view_as(target), tokenizer, rate, chance, random)
         if progress > 1 - c.rollout_share:  # the last part: learn to continue what it made itself
-            context = roll_out(model, tokenizer, context, prompt, noise)
+            known = prompt if forecast else True
+            context = roll_out(model, tokenizer, context, prompt, noise, temperature=0.0 if forecast else 1.0)
         beta = beta_warmup(round(1000 * progress), round(1000 * c.beta_warmup), c.beta)  # in thousandths of the budget
         beta = torch.tensor(beta, device=clips.device)  # a tensor: a compiled forward need not be compiled again
-        return dict(clips=clips, context=context, target=target, indices=indices, noise=noise, beta=beta)
+        return dict(clips=clips, context=context, target=target, indices=indices, noise=noise, beta=beta, known=known)
 
-    def forward(self, clips, context, target, indices, noise, beta) -> tuple[Tensor, dict]:
+    def forward(self, clips, context, target, indices, noise, beta, known) -> tuple[Tensor, dict]:
         """The loss, and what else is worth a line in the log."""
         c, latents_per_frame = self.config, target[0, 0, 0].numel()
-        out = self.model(context, noise=noise, target=target)
+        out = self.model(context, noise=noise, target=target, posterior=known)
         error = prediction_error(out.prediction, target if c.head == "regression" else indices)  # (B T)
         loss = error.mean() + beta * out.kl.sum(-1).mean()
         logs = {"latents": error.detach().mean(), "nats": out.kl.detach().sum(-1).mean()}

@@ -125,7 +125,7 @@ class SpatialTemporalTransformer(nn.Module):
         latents: Float[Tensor, "B T D h w"],
         lengths: Int[Tensor, "B"] | None = None,
         noise: Float[Tensor, "B T L h w Z"] | None = None,
-        posterior: bool | None = None,
+        posterior: bool | int | None = None,
         temperature: float = 1.0,
         target: Float[Tensor, "B T D h w"] | None = None,
     ) -> TransformerOutput:
@@ -135,7 +135,8 @@ class SpatialTemporalTransformer(nn.Module):
             latents: the tokenizer's latents, of a codeword each.
             lengths: real frames of each clip, 1 to T, padding at the end; None: all are real.
             noise: from `draw_noise`; None draws it from torch's global generator.
-            posterior: for mode "latent": let frame t's own posterior see frame t. None: in training only.
+            posterior: for mode "latent": let frame t's own posterior see frame t. None: in training only. A number:
+                those of so many first frames, as in a prompt; after them z is the prior's mean, as in a forecast.
             temperature: factor on the standard deviation of what is drawn.
             target: the true latents, where `latents` was corrupted or is the model's own rollout: what the posterior
                 sees; None: `latents` itself.
@@ -155,7 +156,8 @@ class SpatialTemporalTransformer(nn.Module):
         start = self.start.to(frames.dtype).expand(B, 1, h, w, -1)
         x = torch.cat([start, frames[:, :-1]], dim=1)  # (B T h w E): place t holds frame t - 1
         noise = self.draw_noise(B, T) if noise is None else noise
-        seen = truth if (self.training if posterior is None else posterior) else None
+        posterior = self.training if posterior is None else posterior
+        seen = truth[:, : T if posterior is True else posterior] if posterior else None
         kls = []
         for i, layer in enumerate(self.layers):
             x, kl, _ = layer(x, noise[:, :, i], seen, temperature, lengths)

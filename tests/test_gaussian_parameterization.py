@@ -159,6 +159,18 @@ def test_latent_draws_from_the_posterior_or_from_the_prior():
     torch.testing.assert_close(kl, kl_divergence(q, p).sum((2, 3, 4)))
 
 
+def test_latent_takes_the_priors_mean_where_no_frame_is_seen():
+    layer = awake()
+    x, seen = torch.randn(2, 2, 3, 4, 5, 8)
+    noise = torch.randn(2, 3, 4, 5, 3)
+    whole, kl = layer(x, noise, seen)
+    y, some = layer(x, noise, seen[:, :2])
+    torch.testing.assert_close(y[:, :2], whole[:, :2])
+    torch.testing.assert_close(y[:, 2:], layer(x, noise, temperature=0.0)[0][:, 2:])
+    torch.testing.assert_close(some[:, :2], kl[:, :2])
+    assert some.shape == (2, 3) and some[:, 2].eq(0).all()
+
+
 def test_latent_layer_starts_as_the_identity():
     layer = GaussianLayer(8)
     x, seen = torch.randn(2, 2, 3, 4, 5, 8)

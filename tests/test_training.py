@@ -160,6 +160,32 @@ def test_rollouts_replace_at_most_their_share_of_a_clip(tmp_path):
         assert not torch.equal(batch["context"], batch["target"])
 
 
+def test_a_forecast_knows_the_z_of_its_prompt_alone(tmp_path):
+    config = tiny(tmp_path, frames=8, forecast_share=0.5)
+    net = stt.SpatialTemporalTransformer(stt.TransformerConfig(width=16, layers=2, heads=2))
+    torch.manual_seed(0)
+    for p in net.parameters():  # at first z changes nothing
+        torch.nn.init.normal_(p, std=0.3)
+    objective = stt.TransformerObjective(net, stt.load_tokenizer("moving-mnist-tiny"), config).train()
+    cpu, device = training.seed_everything(0, 0, torch.device("cpu"))
+    batch = objective.prepare(objective.sample(cpu, torch.device("cpu")), 0.0, device, lambda x: x)
+    for known in (True, 3):
+        outputs = []
+        hook = net.register_forward_hook(lambda *call: outputs.append(call[-1]))
+        loss, _ = objective(**batch | {"known": known})
+        objective(**batch | {"known": known, "target": torch.zeros_like(batch["target"])})
+        hook.remove()
+        changed = (outputs[0].prediction != outputs[1].prediction).flatten(2).any(-1).all(0)  # (T): by another truth
+        assert changed[:3].all() and (outputs[0].kl[:, 3:] > 0).any() == (known is True)
+        loss.backward()
+        assert all(p.grad is not None for p in net.parameters())  # processes wait for each other's gradients
+    drawn = [prepared(tmp_path, forecast_share=share)[0]["known"] for share in (0.0, 0.999)]
+    assert drawn[0] is True and 2 <= drawn[1] < 8
+    rolled, _ = prepared(tmp_path, progress=0.99, rollout_share=0.5, fade=0.0, rollout_length=0.5, forecast_share=0.999)
+    same = (rolled["context"] == rolled["target"]).flatten(2).all(-1).all(0)  # frames that are all real
+    assert same[: rolled["known"]].all() and not same[rolled["known"]]
+
+
 def test_the_tokenizer_is_frozen(tmp_path):
     config = tiny(tmp_path)
     net = stt.SpatialTemporalTransformer(stt.TransformerConfig(width=16, layers=2, heads=2))
@@ -248,7 +274,7 @@ stt.training.torch.distributed.destroy_process_group()
 
 def test_two_processes_train_to_the_same_loss_and_continue_a_run_of_one(tmp_path):
     one, two, mixed, timed = (tmp_path / name for name in ("one", "two", "mixed", "timed"))
-    options = TINY | dict(steps=10, batch=4, rollout_share=0.2)
+    options = TINY | dict(steps=10, batch=4, rollout_share=0.2, forecast_share=0.3)
     stt.train(tiny(one, **options))
     stop_after(5, tiny(mixed, **options))  # the first half on one process, the second on two
     script = tmp_path / "runs.py"

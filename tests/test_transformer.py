@@ -79,6 +79,22 @@ def test_posterior_sees_the_frame_and_prior_does_not():
         assert torch.equal(a.kl[:, 2], b.kl[:, 2]) != changed
 
 
+def test_posterior_of_a_prompt_sees_its_frames_only():
+    net = small().eval()
+    latents, noise = clips(2, 4), net.draw_noise(2, 4)
+    out = net(latents, noise=noise, posterior=2)
+    cold = net(latents, noise=0 * noise, posterior=False, temperature=0.0)
+    whole = net(latents, noise=noise, posterior=True)
+    torch.testing.assert_close(out.prediction[:, :2], whole.prediction[:, :2])
+    torch.testing.assert_close(out.kl[:, :2], whole.kl[:, :2])
+    assert out.kl[:, 2:].eq(0).all() and (out.prediction[:, 2:] != cold.prediction[:, 2:]).any()  # it knows the prompt's z
+    other = latents.clone()
+    other[:, 3] += 1.0
+    assert torch.equal(net(other, noise=noise, posterior=2).prediction, out.prediction)
+    for again in (0, False):
+        torch.testing.assert_close(net(latents, noise=noise, posterior=again).kl, torch.zeros(2, 4, net.config.layers))
+
+
 def test_posterior_sees_the_target_and_the_input_path_does_not():
     """`latents` corrupted, `target` true: predictions before frame t and the prior's know nothing of either's frame t."""
     net = small().train()
