@@ -467,7 +467,7 @@ VARIANTS = {
     "no-residual": Variant("no residual stream", layer=NoResidual),
     "gaussian-off": Variant("Gaussian off", {"gaussian": "off"}),
     "bottleneck": Variant("Gaussian bottleneck", {"gaussian": "bottleneck", "beta": 0.01}),  # 16 times as many channels
-    "forecast": Variant("forecasts in 3 steps of 4", {"forecast_share": 0.75}),
+    "forecast": Variant("forecasts in 9 steps of 10", {"forecast_share": 0.9}),
     "token-head": Variant("token head", {"head": "token"}),
     "no-corruption": Variant("no context corruption", {"corruption": 0.0}),
     "vq-8": Variant("VQ, grid 8x8", tokenizer={}),

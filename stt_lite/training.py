@@ -144,8 +144,8 @@ class TrainingConfig:
         pixel_weight: weight of the squared error in pixels, through the frozen decoder, next to that in latents.
         beta: weight of the KL, in squared latent units per nat: what a nat of z must save; grows with a frame's area.
         beta_warmup: share of the budget after which beta is reached, from 0 on; 0 for no warm-up.
-        forecast_share: share of the steps that only know a prompt's z, in [0, 1); later ones are the prior's mean, as at
-            temperature 0.
+        forecast_share: share of the steps that know the z of a prompt alone, of a quarter to a half of the clip, in [0, 1);
+            later ones are the prior's mean, as at temperature 0.
         corruption: each clip draws a rate from 0 to this, and replaces that share of its context by random tokens.
         fade: each clip draws a rate up to this, mostly near 0, and dims each frame of its context by 0 up to that share.
         rollout_share: share of the budget, at its end, in which the context holds the model's own rollouts.
@@ -363,7 +363,7 @@ class TransformerObjective(nn.Module):
         prompt = torch.randint(max(1, int(c.frames * (1 - c.rollout_length))), c.frames, (), **draw).item()
         dim = mine(c.fade * torch.rand(B, 1, 1, 1, 1, **draw) ** 3 * torch.rand(B, T, 1, 1, 1, **draw))
         forecast = torch.rand((), **draw).item() < c.forecast_share
-        known = torch.randint(max(1, c.frames // 4), c.frames, (), **draw).item() if forecast else True
+        known = torch.randint(max(1, c.frames // 4), c.frames // 2 + 1, (), **draw).item() if forecast else True
         clips = mine(clips)
         target, indices = tokenizer.quantize(tokenizer.encode(clips.flatten(0, 1)))
         target, indices = target.unflatten(0, clips.shape[:2]), indices.unflatten(0, clips.shape[:2])

@@ -180,7 +180,7 @@ def test_a_forecast_knows_the_z_of_its_prompt_alone(tmp_path):
         loss.backward()
         assert all(p.grad is not None for p in net.parameters())  # processes wait for each other's gradients
     drawn = [prepared(tmp_path, forecast_share=share)[0]["known"] for share in (0.0, 0.999)]
-    assert drawn[0] is True and 2 <= drawn[1] < 8
+    assert drawn[0] is True and 2 <= drawn[1] <= 4
     rolled, _ = prepared(tmp_path, progress=0.99, rollout_share=0.5, fade=0.0, rollout_length=0.5, forecast_share=0.999)
     same = (rolled["context"] == rolled["target"]).flatten(2).all(-1).all(0)  # frames that are all real
     assert same[: rolled["known"]].all() and not same[rolled["known"]]
