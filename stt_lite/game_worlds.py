@@ -452,10 +452,10 @@ def forecast_scores(model: VideoModel, clips: GameClips, n: int = 40, batch: int
 
 
 GAME_TOKENIZER = TokenizerConfig(
-    channels=3, downsample=8, width=64, residual_blocks=2, latent_channels=5, quantizer="fsq", codebook_size=5**5,
-    levels=(5,) * 5,
+    channels=3, downsample=8, width=64, residual_blocks=2, latent_channels=6, quantizer="fsq", codebook_size=4**6,
+    levels=(4,) * 6,
 )  # fmt: skip
-GAME_LOSSES = VQGANConfig(moving=20.0, adversarial=0.5, start=0.8, warmup=0.1, width=16)
+GAME_LOSSES = VQGANConfig(moving=20.0, adversarial=0.25, start=0.8, warmup=0.1, width=16)
 
 
 def train_game(
@@ -484,7 +484,7 @@ def train_game(
     out, minutes = Path(out), None if steps else minutes
     config = TrainingConfig(
         out=out, size=clips.size, frames=clips.frames, minutes=minutes, steps=steps, codebook_size=shape.codebook_size,
-        **{"tokenizer_share": 0.35, "batch": 2, "fade": 0.0, "corruption": 0.02} | options,
+        **{"tokenizer_share": 0.35, "width": 96, "batch": 2, "fade": 0.0, "corruption": 0.02} | options,
     )  # fmt: skip
 
     def part(share: float) -> dict:
