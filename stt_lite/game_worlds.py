@@ -26,7 +26,8 @@ from stt_lite.vqgan import VQGANConfig, train_vqgan
 
 __all__ = [
     "FIELD", "GAMES", "GAME_LOSSES", "GAME_TOKENIZER", "Episode", "Game", "GameClips", "Player", "area_resize", "ball_kept",
-    "find_ball", "forecast_scores", "play", "play_games", "reconstruction_scores", "train_game",
+    "ball_over_time", "compare_moving", "find_ball", "forecast_scores", "play", "play_games", "reconstruction_scores",
+    "train_game",
 ]  # fmt: skip
 
 
@@ -117,7 +118,9 @@ class Episode:
     ball: Float[np.ndarray, "T 2"]
 
 
-def play(game: str, frames: int = 400, seed: int = 0, skip: int = 3, sticky: float = 0.25) -> Episode:
+def play(
+    game: str, frames: int = 400, seed: int = 0, skip: int = 3, sticky: float = 0.25, spread: float = 7.0
+) -> Episode:
     """Play a game with `Player` in the Arcade Learning Environment (Bellemare et al., 2013).
 
     Args:
@@ -126,6 +129,7 @@ def play(game: str, frames: int = 400, seed: int = 0, skip: int = 3, sticky: flo
         seed: of the player and of the sticky actions. The same seed plays the same game.
         skip: the console's frames for each frame that is kept; an action holds for so many.
         sticky: chance that the console goes on with the last action (Machado et al., 2018), in [0, 1).
+        spread: see `Player`.
 
     Raises:
         ImportError: ale-py is missing.
@@ -147,7 +151,7 @@ def play(game: str, frames: int = 400, seed: int = 0, skip: int = 3, sticky: flo
     console.setInt("random_seed", seed)
     console.setFloat("repeat_action_probability", sticky)
     console.loadROM(roms.get_rom_path(game))
-    player, top = Player(game, np.random.default_rng(seed)), 34
+    player, top = Player(game, np.random.default_rng(seed), spread), 34
     screens, palette = np.empty((frames, FIELD, FIELD), np.uint8), np.zeros((256, 3), np.uint8)
     ball = np.full((frames, 2), np.nan, np.float32)
     ram = console.getRAM().copy()
@@ -434,23 +438,6 @@ def reconstruction_scores(tokenizer: Tokenizer, clips: GameClips, n: int = 40) -
     return found
 
 
-def forecast_scores(model: VideoModel, clips: GameClips, n: int = 40, batch: int = 20) -> dict[str, dict]:
-    """How well a model continues each game, beside copying the prompt's last frame, on `n` held-out clips.
-
-    Returns:
-        For each game and for "all", both protocols, 15->5 and 10->10, of "model" (without chance) and "copy", as
-        `evaluate` returns them.
-    """
-    device, names, found = model.transformer.start.device, ("15->5", "10->10"), {}
-    for game in clips.options["games"]:
-        real = clips.held_out(n, 20, device, game)[0]
-        who = {"model": without_chance(model), "copy": copy_last_frame}
-        found[game] = {name: evaluate(forecast, real, names, batch) for name, forecast in who.items()}
-    every = list(found.values())
-    found["all"] = {name: mean_of([scores[name] for scores in every])[0] for name in ("model", "copy")}
-    return found
-
-
 GAME_TOKENIZER = TokenizerConfig(
     channels=3, downsample=8, width=64, residual_blocks=2, latent_channels=6, quantizer="fsq", codebook_size=4**6,
     levels=(4,) * 6,
@@ -503,3 +490,113 @@ def train_game(
     record["tokenizer_sha256"] = json.loads((out / "tokenizer.json").read_text())["sha256"]
     save_transformer(net, out / "transformer.safetensors", record)
     return out
+
+
+def compare_moving(
+    clips: GameClips, out: str | os.PathLike, weights: tuple[float, ...] = (0.0, 20.0), steps: int = 3000, n: int = 60,
+    shape: TokenizerConfig = GAME_TOKENIZER, settings: VQGANConfig = GAME_LOSSES, **options,
+) -> list[Path]:
+    """Train one tokenizer for each weight of moving pixels, all else equal, and write a record of each.
+
+    Args:
+        clips: the games.
+        out: folder for the records, `game-ablation-moving-WEIGHT.json`, and in `out`/runs for checkpoints.
+        weights: the values of `VQGANConfig.moving`.
+        steps: of each run.
+        n: clips of each game to measure on, see `reconstruction_scores`.
+        shape, settings: the tokenizer and its other losses.
+        options: further fields of `TrainingConfig`.
+
+    Returns:
+        The records' paths.
+    """
+    paths = []
+    for weight in weights:
+        name = f"game-ablation-moving-{weight:g}"
+        losses, run = replace(settings, moving=weight), Path(out) / "runs" / name
+        tokenizer, record = train_vqgan(clips, run, shape, losses, steps=steps, **{"batch": 2} | options)
+        record["training"].pop("out")
+        record |= {"data": clips.data, "metrics": reconstruction_scores(tokenizer, clips, n)}
+        paths.append(Path(out) / f"{name}.json")
+        write_file(paths[-1], (json.dumps(record, indent=1) + "\n").encode())
+    return paths
+
+
+@dataclass
+class Run:
+    """Play the games and train on them; called again, it goes on where it stopped.
+
+    Args:
+        out: folder for weights, records, checkpoints and the games' screens.
+        minutes: time budget of tokenizer and transformer.
+        tokenizer_share: the tokenizer's part of it.
+        moving_steps: instead of that, train tokenizers with and without the weight of moving pixels, so many steps each.
+        games: folder for the games' screens; None: `out`/games.
+    """
+
+    out: Path = Path("runs/game")
+    minutes: float = 70.0
+    tokenizer_share: float = 0.35
+    moving_steps: int = 0
+    games: Path | None = None
+
+    def run(self) -> None:
+        clips = GameClips(play_games(self.games or self.out / "games"), frames=12)
+        if self.moving_steps:
+            print(*compare_moving(clips, self.out, steps=self.moving_steps), sep="\n")
+        else:
+            print(f"trained: {train_game(clips, self.out, self.minutes, tokenizer_share=self.tokenizer_share)}")
+
+
+def main() -> None:
+    """`python -m stt_lite.game_worlds --out runs/game --minutes 70`."""
+    import tyro
+
+    tyro.cli(Run).run()
+
+
+if __name__ == "__main__" and "__file__" in globals():  # a notebook is __main__ too, but has no file
+    main()
+
+
+def forecast_scores(model: VideoModel, clips: GameClips, n: int = 40, batch: int = 20) -> dict[str, dict]:
+    """How well a model continues each game, beside copying the prompt's last frame, on `n` held-out clips.
+
+    Returns:
+        For each game and for "all", both protocols, 15->5 and 10->10, of "model" (without chance) and "copy", as
+        `evaluate` returns them.
+    """
+    device, names, found = model.transformer.start.device, ("15->5", "10->10"), {}
+    for game in clips.options["games"]:
+        real = clips.held_out(n, 20, device, game)[0]
+        who = {"model": without_chance(model), "copy": copy_last_frame}
+        found[game] = {name: evaluate(forecast, real, names, batch) for name, forecast in who.items()}
+    every = list(found.values())
+    found["all"] = {name: mean_of([scores[name] for scores in every])[0] for name in ("model", "copy")}
+    return found
+
+
+@torch.no_grad()
+def ball_over_time(
+    model: VideoModel, clips: GameClips, n: int = 16, new_frames: int = 60, prompt: int = 15, temperature: float = 1.0,
+    seed: int = 0,
+) -> dict[str, dict[str, list[float]]]:
+    """How often a long rollout shows a ball: for each game and new frame, the share of `n` held-out clips, 0 to 1.
+
+    Args:
+        model: goes on from the first `prompt` frames of each clip, once.
+        temperature, seed: as in `VideoModel.generate`.
+
+    Returns:
+        For each game "generated", and "real" for what happened.
+    """
+    device, found = model.transformer.start.device, {}
+    for game in clips.options["games"]:
+        real = clips.held_out(n, prompt + new_frames, device, game)[0]
+        video = torch.cat([
+            model.generate(part[:, :prompt], new_frames, temperature=temperature, seed=seed + i)[:, 0]
+            for i, part in enumerate(real.split(8))
+        ])  # fmt: skip
+        shows = {"generated": video, "real": real}
+        found[game] = {who: (~find_ball(x[:, prompt:], game)[..., 0].isnan()).float().mean(0).tolist() for who, x in shows.items()}
+    return found
