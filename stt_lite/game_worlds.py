@@ -220,6 +220,8 @@ def play_games(
     for name in ("train", "test"):
         if options[name] < 1:
             raise ValueError(f"{name} must be at least 1 episode of each game, got {options[name]!r}")
+    for game in games:
+        _game(game)
     options |= {"games": list(games)}
     index = folder / "index.json"
     if index.is_file() and json.loads(index.read_text())["options"] == options:
