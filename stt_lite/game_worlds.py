@@ -496,7 +496,7 @@ def train_game(
 
 def compare_moving(
     clips: GameClips, out: str | os.PathLike, weights: tuple[float, ...] = (0.0, 20.0), steps: int = 3000, n: int = 60,
-    shape: TokenizerConfig = GAME_TOKENIZER, settings: VQGANConfig = GAME_LOSSES, **options,
+    shape: TokenizerConfig = GAME_TOKENIZER, settings: VQGANConfig = replace(GAME_LOSSES, adversarial=0.0), **options,
 ) -> list[Path]:
     """Train one tokenizer for each weight of moving pixels, all else equal, and write a record of each.
 
@@ -506,7 +506,7 @@ def compare_moving(
         weights: the values of `VQGANConfig.moving`.
         steps: of each run.
         n: clips of each game to measure on, see `reconstruction_scores`.
-        shape, settings: the tokenizer and its other losses.
+        shape, settings: the tokenizer and its other losses; without a discriminator by default, which is quicker.
         options: further fields of `TrainingConfig`.
 
     Returns:
@@ -522,43 +522,6 @@ def compare_moving(
         paths.append(Path(out) / f"{name}.json")
         write_file(paths[-1], (json.dumps(record, indent=1) + "\n").encode())
     return paths
-
-
-@dataclass
-class Run:
-    """Play the games and train on them; called again, it goes on where it stopped.
-
-    Args:
-        out: folder for weights, records, checkpoints and the games' screens.
-        minutes: time budget of tokenizer and transformer.
-        tokenizer_share: the tokenizer's part of it.
-        moving_steps: instead of that, train tokenizers with and without the weight of moving pixels, so many steps each.
-        games: folder for the games' screens; None: `out`/games.
-    """
-
-    out: Path = Path("runs/game")
-    minutes: float = 70.0
-    tokenizer_share: float = 0.35
-    moving_steps: int = 0
-    games: Path | None = None
-
-    def run(self) -> None:
-        clips = GameClips(play_games(self.games or self.out / "games"), frames=12)
-        if self.moving_steps:
-            print(*compare_moving(clips, self.out, steps=self.moving_steps), sep="\n")
-        else:
-            print(f"trained: {train_game(clips, self.out, self.minutes, tokenizer_share=self.tokenizer_share)}")
-
-
-def main() -> None:
-    """`python -m stt_lite.game_worlds --out runs/game --minutes 70`."""
-    import tyro
-
-    tyro.cli(Run).run()
-
-
-if __name__ == "__main__" and "__file__" in globals():  # a notebook is __main__ too, but has no file
-    main()
 
 
 def forecast_scores(model: VideoModel, clips: GameClips, n: int = 40, batch: int = 20) -> dict[str, dict]:
@@ -602,3 +565,40 @@ def ball_over_time(
         shows = {"generated": video, "real": real}
         found[game] = {who: (~find_ball(x[:, prompt:], game)[..., 0].isnan()).float().mean(0).tolist() for who, x in shows.items()}
     return found
+
+
+@dataclass
+class Run:
+    """Play the games and train on them; called again, it goes on where it stopped.
+
+    Args:
+        out: folder for weights, records, checkpoints and the games' screens.
+        minutes: time budget of tokenizer and transformer.
+        tokenizer_share: the tokenizer's part of it.
+        moving_steps: instead of that, train tokenizers with and without the weight of moving pixels, so many steps each.
+        games: folder for the games' screens; None: `out`/games.
+    """
+
+    out: Path = Path("runs/game")
+    minutes: float = 70.0
+    tokenizer_share: float = 0.35
+    moving_steps: int = 0
+    games: Path | None = None
+
+    def run(self) -> None:
+        clips = GameClips(play_games(self.games or self.out / "games"), frames=12)
+        if self.moving_steps:
+            print(*compare_moving(clips, self.out, steps=self.moving_steps), sep="\n")
+        else:
+            print(f"trained: {train_game(clips, self.out, self.minutes, tokenizer_share=self.tokenizer_share)}")
+
+
+def main() -> None:
+    """`python -m stt_lite.game_worlds --out runs/game --minutes 70`."""
+    import tyro
+
+    tyro.cli(Run).run()
+
+
+if __name__ == "__main__" and "__file__" in globals():  # a notebook is __main__ too, but has no file
+    main()
