@@ -17,7 +17,7 @@ from torch import Tensor
 from stt_lite.evaluation import copy_last_frame, evaluate, fit_model, mean_of, psnr, squared_error, without_chance
 from stt_lite.generation import VideoModel
 from stt_lite.training import (
-    TrainingConfig, TransformerObjective, save_transformer, seed_everything, transformer_config,
+    TrainingConfig, TransformerObjective, load_transformer, read_record, save_transformer, seed_everything, transformer_config,
 )  # fmt: skip
 from stt_lite.transformer import SpatialTemporalTransformer
 from stt_lite.video import check_frames
@@ -428,13 +428,14 @@ def reconstruction_scores(tokenizer: Tokenizer, clips: GameClips, n: int = 40) -
         frames, truth = (x.flatten(0, 1) for x in clips.held_out(n, device=device, game=game))
         again = tokenizer.reconstruct(frames)
         shown, kept = ball_kept(frames, again, truth, game)
-        invented = ~find_ball(again[truth[:, 0].isnan()], game)[:, 0].isnan()
+        without = again[truth[:, 0].isnan()]
+        invented = (~find_ball(without, game)[:, 0].isnan()).float().mean().item() if len(without) else 0.0
         indices = torch.cat([tokenizer.quantize(tokenizer.encode(part))[1] for part in frames.split(200)])
         found[game] = {
             "frames": len(frames), "psnr": psnr(again, frames).mean().item(),
             "squared_error": squared_error(again, frames).mean().item(),
             "ball_shown": shown.float().mean().item(), "ball_kept": (kept.sum() / shown.sum()).item(),
-            "ball_invented": invented.float().mean().item() if len(invented) else 0.0,
+            "ball_invented": invented,
             "codebook_usage": codebook_usage(indices, tokenizer.quantizer.codebook_size),
         }  # fmt: skip
     return found
@@ -462,7 +463,7 @@ def train_game(
         steps: step budget, in place of minutes.
         shape, settings: the tokenizer and its losses.
         watch: see `live_view`.
-        options: further fields of `TrainingConfig`, such as width, layers, batch, tokenizer_share or seed.
+        options: further fields of `TrainingConfig`, such as width, layers, batch, start, tokenizer_share or seed.
 
     Returns:
         `out`: tokenizer.safetensors, transformer.safetensors, a record of each, and the checkpoints.
@@ -473,7 +474,8 @@ def train_game(
     out, minutes = Path(out), None if steps else minutes
     config = TrainingConfig(
         out=out, size=clips.size, frames=clips.frames, minutes=minutes, steps=steps, codebook_size=shape.codebook_size,
-        **{"tokenizer_share": 0.35, "width": 96, "batch": 2, "fade": 0.0, "corruption": 0.02} | options,
+        **{"tokenizer_share": 0.35, "width": 96, "batch": 2, "fade": 0.0, "corruption": 0.02, "pixel_weight": 10.0, "beta": 32.0}
+        | options,
     )  # fmt: skip
 
     def part(share: float) -> dict:
@@ -486,9 +488,13 @@ def train_game(
     save_tokenizer(tokenizer, out / "tokenizer.safetensors", record)
     with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):  # the caller's generators stay
         seed_everything(config.seed, -2, torch.device("cpu"))
-        net = SpatialTemporalTransformer(transformer_config(config, tokenizer))
+        net, notes = SpatialTemporalTransformer(transformer_config(config, tokenizer)), {}
+        if config.start is not None:
+            net.load_state_dict(load_transformer(config.start).state_dict())
+            notes = {"started_from": read_record(config.start)}
         objective = TransformerObjective(net, tokenizer, config, clips)
         net, record = fit_model(objective, "transformer", replace(config, **part(1 - config.tokenizer_share)), watch)
+        record |= notes
     record["tokenizer_sha256"] = json.loads((out / "tokenizer.json").read_text())["sha256"]
     save_transformer(net, out / "transformer.safetensors", record)
     return out
