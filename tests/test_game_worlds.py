@@ -347,6 +347,18 @@ def test_training_goes_on_from_what_is_there(run, folder, monkeypatch):
         train_game(GameClips(folder, frames=5), run, steps=8, **BRIEF | {"settings": replace(LOSSES, moving=1.0)})
 
 
+def test_a_run_starts_from_other_weights_and_says_so(run, folder, tmp_path):
+    steps = dict(steps=8, **BRIEF)
+    for name in ("vqgan.json", "vqgan.checkpoint"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())  # the same tokenizer
+    start = run / "transformer.safetensors"
+    train_game(GameClips(folder, frames=5), tmp_path, start=str(start), muon_rate=1e-9, **steps)
+    record = json.loads((tmp_path / "transformer.json").read_text())
+    assert record["started_from"]["sha256"] == hashlib.sha256(start.read_bytes()).hexdigest()
+    a, b = (stt.load_pretrained(path).transformer.layers[0].feed_forward[1].weight for path in (run, tmp_path))
+    assert torch.allclose(a, b, atol=1e-5)  # Muon's steps were too small to lead anywhere else
+
+
 def test_scores_have_every_game_and_both_rivals(run, clips):
     model = stt.load_pretrained(run)
     kept = reconstruction_scores(model.tokenizer, clips, 2)
