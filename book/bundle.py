@@ -5,6 +5,7 @@ book look for them. The tokenizer goes with it unless the run started from the b
 """
 
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,10 +69,40 @@ def transformer_metrics(model: stt.VideoModel, clips: int) -> dict:
     }
 
 
+def game_measures(model: stt.VideoModel) -> dict:
+    """What the records of chapter 12's games say of both parts, measured on the same held-out episodes, played again."""
+    played, short = model.record["data"]["played"], ("15->5", "10->10")
+    with tempfile.TemporaryDirectory() as folder:
+        clips = stt.GameClips(stt.play_games(folder, **played | {"train": 1, "games": tuple(played["games"])}))
+        every = played["test"] * played["frames"] // 20  # clips that show each held-out frame once
+        n, device = min(60, every), model.transformer.start.device  # spread evenly over them
+        scores = stt.forecast_scores(model, clips, n)
+        few = torch.cat([clips.held_out(10, 20, device, game)[0] for game in played["games"]])
+        some = {game: clips.held_out(min(10, every), 20, device, game)[0] for game in played["games"]}
+        errors = {who: {key: horizon(scores["all"][who][key]["squared_error"]) for key in short} for who in ("model", "copy")}
+        said = "{0} clips of each game, from {test} held-out episodes of {frames} frames".format
+        transformer = {
+            "metrics": errors["model"],
+            "copy_last_frame": errors["copy"],
+            "check": {"clips": len(few)} | {key: stt.rollout_error(model, few, int(key[:2])).mean().item() for key in short},
+            "test_clips": said(n, **played),
+            "games": scores,
+            "ball_over_time": stt.ball_over_time(model, clips, min(20, every)),
+            "futures": {game: stt.many_futures(model, some[game], 15, samples=20) for game in some},
+        }
+        return {
+            "transformer": transformer,
+            "tokenizer": {"metrics": stt.reconstruction_scores(model.tokenizer, clips, every), "test_clips": said(every, **played)},
+        }
+
+
 def main(args: Args) -> None:
     model = stt.load_pretrained(args.folder, args.device)
-    measured = {"transformer": transformer_metrics(model, args.clips)}
-    if json.loads((args.folder / "tokenizer.json").read_text()).get("copied_from") != args.name:
+    if "played" in model.record["data"]:
+        measured = game_measures(model)
+    else:
+        measured = {"transformer": transformer_metrics(model, args.clips)}
+    if "tokenizer" not in measured and json.loads((args.folder / "tokenizer.json").read_text()).get("copied_from") != args.name:
         test_clips = "100 clips of 20 frames, held-out digits, seed 1"
         measured["tokenizer"] = {"metrics": tokenizer_metrics(model), "test_clips": test_clips}
     for part, notes in measured.items():

@@ -249,8 +249,8 @@ def load_pretrained(name: str | Path = "moving-mnist-tiny", device: torch.device
     """Load a bundled model by name, or the one that training wrote into a folder.
 
     Args:
-        name: "moving-mnist-tiny" (32x32, one digit), "moving-mnist" (64x64, two digits), or a folder that holds
-            tokenizer.safetensors and transformer.safetensors.
+        name: "moving-mnist-tiny" (32x32, one digit), "moving-mnist" (64x64, two digits), "game" (128x128, two games:
+            see chapter 12), or a folder that holds tokenizer.safetensors and transformer.safetensors.
         device: where the weights go.
 
     Returns:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SPATIAL, TEMPORAL = "spatial_attention", "temporal_attention"
 GAUSSIAN, TRANSFORMER = "gaussian_parameterization", "transformer"
 TRAINING, GENERATION, EVALUATION = "training", "generation", "evaluation"
-VQGAN, OWN_VIDEO = "vqgan", "your_own_video"
+VQGAN, GAMES, OWN_VIDEO = "vqgan", "game_worlds", "your_own_video"
 
 MUTATIONS = [  # what breaks; module; text; replacement; tests of that module to run (pytest -k)
     ("forget the scale", SPATIAL, "q @ k.mT / math.sqrt(q.shape[-1])", "q @ k.mT", "the_formula"),
@@ -95,6 +95,17 @@ MUTATIONS = [  # what breaks; module; text; replacement; tests of that module to
     ("borders look like edges", VQGAN, "keepdim=True)) * window", "keepdim=True))", "noise or wave"),
     ("equal filters in the wrong order", VQGAN, "p[::n].repeat_interleave(n, dim=0)", "p[: len(p) // n].repeat(n, *[1] * (p.ndim - 1))", "smooth_start"),
     ("go on with another run", VQGAN, "if kept.exists() and", "if False and", "another_run"),
+    ("drop pixels instead of averaging", GAMES, "torch.arange(size + 1, dtype=torch.float64) * n / size", "(torch.arange(size + 1, dtype=torch.float64) * n / size).round()", "whole_factor or light or four_fifths"),
+    ("one seed for the player", GAMES, "np.random.default_rng(seed), spread)", "np.random.default_rng(0), spread)", "by_themselves"),
+    ("run away from the ball", GAMES, "int(missing > 0)", "int(missing < 0)", "paddle_follows"),
+    ("play in training what is held out", GAMES, "10_000 * seed + 5_000", "10_000 * seed", "seeds_of_their_own"),
+    ("train on held-out games", GAMES, 'device: torch.device | str = "cpu", split: Literal["train", "test"] = "train"', 'device: torch.device | str = "cpu", split: Literal["train", "test"] = "test"', "pieces_of_the_training"),
+    ("keep games of other options", GAMES, '["options"] == options', '["options"] is not None', "played_once"),
+    ("put the ball half a pixel off", GAMES, "(ball + 0.5) * self.size / FIELD - 0.5", "ball * self.size / FIELD", "in_place"),
+    ("take a paddle for a ball", GAMES, "score = (2 * sums[0] - sums[1])", "score = sums[0]", "painted"),
+    ("look for the ball between the bricks", GAMES, "like = like * inside[:, None]", "pass", "bricks"),
+    ("count a ball wherever it is", GAMES, "<= within for x in", "<= 1000 for x in", "kept_means"),
+    ("compare more than the weight", GAMES, "replace(settings, moving=weight), Path(out)", "replace(settings, moving=weight, rate=1e-3 + weight), Path(out)", "changes_the_weight"),
     ("frames as they come, whatever the clock", OWN_VIDEO, 'if fps else "settb=1/25,setpts=N"', 'if False else "settb=1/25,setpts=N"', "clock or two_rates"),
     ("shrink without averaging", OWN_VIDEO, "flags=bilinear", "flags=neighbor", "stripes"),
     ("shrink images without averaging", OWN_VIDEO, "Image.BILINEAR", "Image.NEAREST", "stripes"),
