@@ -361,7 +361,7 @@ def find_ball(frames: Float[Tensor, "*n 3 H W"], game: str, least: float = 1.0) 
     Args:
         frames: the playing field, values in [0, 1], square.
         game: a key of `GAMES`.
-        least: how much there must be of it, in pixels of its pure colour, less what surrounds it.
+        least: how much there must be of it, in pixels of its pure colour, less twice what surrounds it.
 
     Returns:
         Row and column of its centre in pixels, NaN where there is none. Rows where it can't be told by its colour, such as
@@ -383,7 +383,7 @@ def find_ball(frames: Float[Tensor, "*n 3 H W"], game: str, least: float = 1.0) 
     like = like * inside[:, None]
     near, around = ([2 * round(edge * size / FIELD / 2) + 1 + more for edge in (4, 2)] for more in (0, 4))
     sums = [F.avg_pool2d(like, w, 1, [e // 2 for e in w]) * w[0] * w[1] for w in (near, around)]
-    score = (2 * sums[0] - sums[1]).flatten(1)  # what is near, less what is only around it
+    score = (3 * sums[0] - 2 * sums[1]).flatten(1)  # what is near, less twice what is only around it
     best, place = score.max(1)
     masses = torch.cat([like, like * at[:, None], like * at], dim=1)  # and its moments: their ratio is the centre
     masses = F.avg_pool2d(masses, near, 1, [e // 2 for e in near]).flatten(2)
