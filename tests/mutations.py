@@ -101,7 +101,7 @@ MUTATIONS = [  # what breaks; module; text; replacement; tests of that module to
     ("play in training what is held out", GAMES, "10_000 * seed + 5_000", "10_000 * seed", "seeds_of_their_own"),
     ("train on held-out games", GAMES, 'device: torch.device | str = "cpu", split: Literal["train", "test"] = "train"', 'device: torch.device | str = "cpu", split: Literal["train", "test"] = "test"', "pieces_of_the_training"),
     ("keep games of other options", GAMES, '["options"] == options', '["options"] is not None', "played_once"),
-    ("put the ball half a pixel off", GAMES, "(ball + 0.5) * self.size / FIELD - 0.5", "ball * self.size / FIELD", "in_place"),
+    ("put the ball a pixel off", GAMES, "(ball + 0.5) * self.size / FIELD - 0.5", "(ball + 0.5) * self.size / FIELD + 0.5", "in_place"),
     ("take a paddle for a ball", GAMES, "score = (3 * sums[0] - 2 * sums[1])", "score = sums[0]", "painted"),
     ("look for the ball between the bricks", GAMES, "like = like * inside[:, None]", "pass", "bricks"),
     ("count a ball wherever it is", GAMES, "<= within for x in", "<= 1000 for x in", "kept_means"),
