@@ -864,7 +864,7 @@ class Compare:
                 if self.stochastic and isinstance(model, VideoModel):
                     record["futures"] = future_study(model, clips[: self.futures, :20])
                     save_transformer(model.transformer, config.out / "transformer.safetensors", record)
-                record["training"].pop("out")
+                record["training"] = {k: v for k, v in record["training"].items() if k not in ("out", "start")}
                 write_file(path, (json.dumps(record, indent=1) + "\n").encode())
                 error = record["metrics"]["15->5"]["squared_error"]
                 print(f"{path}: 15->5 first {error[0]:.2f}, mean {fmean(error):.2f}")
