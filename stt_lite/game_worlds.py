@@ -478,12 +478,9 @@ def train_game(
         | options,
     )  # fmt: skip
 
-    def part(share: float) -> dict:
-        return {"steps": max(1, round(share * steps))} if steps else {"steps": None, "minutes": share * minutes}
-
     shared = {name: getattr(config, name) for name in ("batch", "seed", "precision", "checkpoint_seconds", "adamw_rate")}
-    budget = part(config.tokenizer_share)
-    tokenizer, record = train_vqgan(clips, out, shape, settings, watch=watch, **budget, **shared)
+    budget = config.part(config.tokenizer_share)
+    tokenizer, record = train_vqgan(clips, out, shape, settings, budget.minutes, budget.steps, watch=watch, **shared)
     record["data"] = clips.data
     save_tokenizer(tokenizer, out / "tokenizer.safetensors", record)
     with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):  # the caller's generators stay
@@ -493,7 +490,7 @@ def train_game(
             net.load_state_dict(load_transformer(config.start).state_dict())
             notes = {"started_from": read_record(config.start)}
         objective = TransformerObjective(net, tokenizer, config, clips)
-        net, record = fit_model(objective, "transformer", replace(config, **part(1 - config.tokenizer_share)), watch)
+        net, record = fit_model(objective, "transformer", config.part(1 - config.tokenizer_share), watch)
         record |= notes
     record["tokenizer_sha256"] = json.loads((out / "tokenizer.json").read_text())["sha256"]
     save_transformer(net, out / "transformer.safetensors", record)

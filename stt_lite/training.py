@@ -208,6 +208,12 @@ class TrainingConfig:
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in (0, 1), got {getattr(self, name)!r}")
 
+    def part(self, share: float) -> "TrainingConfig":
+        """The same run with a share of the budget, in (0, 1]: at least one step, or so many of the minutes."""
+        if self.steps:
+            return replace(self, steps=max(1, round(share * self.steps)))
+        return replace(self, minutes=share * self.minutes)
+
 
 class TokenizerObjective(nn.Module):
     """What the tokenizer minimizes: squared error per latent and commitment loss, on single frames."""

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -442,25 +442,20 @@ def train_own(
     if kept.exists() and json.loads(kept.read_text()) != data:
         raise ValueError(f"out must be empty or hold a run on these clips, {config.out} holds one on others")
 
-    def part(share: float) -> TrainingConfig:
-        if config.steps:
-            return replace(config, steps=max(1, round(share * config.steps)))
-        return replace(config, minutes=share * config.minutes)
-
     main, cuda = PartialState().is_main_process, list(range(torch.cuda.device_count()))
     if main:
         write_file(kept, json.dumps(data).encode())
     with torch.random.fork_rng(devices=cuda):  # the caller's generators stay
         seed_everything(config.seed, -1, torch.device("cpu"))
         objective = TokenizerObjective(Tokenizer(shape).to(memory_format=torch.channels_last), config, folder)
-        tokenizer, record = fit_model(objective, "tokenizer", part(config.tokenizer_share), watch)
+        tokenizer, record = fit_model(objective, "tokenizer", config.part(config.tokenizer_share), watch)
         notes = {"licence": None}
         if main:
             save_tokenizer(tokenizer, config.out / "tokenizer.safetensors", record | notes)
         seed_everything(config.seed, -2, torch.device("cpu"))
         net = SpatialTemporalTransformer(transformer_config(config, tokenizer))
         objective = TransformerObjective(net, tokenizer.eval(), config, folder)
-        net, record = fit_model(objective, "transformer", part(1 - config.tokenizer_share), watch)
+        net, record = fit_model(objective, "transformer", config.part(1 - config.tokenizer_share), watch)
         if main:
             notes["tokenizer_sha256"] = json.loads((config.out / "tokenizer.json").read_text())["sha256"]
             save_transformer(net, config.out / "transformer.safetensors", record | notes)

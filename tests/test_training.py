@@ -419,6 +419,12 @@ def test_bad_configs_are_refused(tmp_path, changes, message):
         tiny(tmp_path, **changes)
 
 
+def test_a_part_of_a_run_is_a_share_of_its_budget(tmp_path):
+    assert tiny(tmp_path, steps=8).part(0.3).steps == 2 and tiny(tmp_path, steps=8).part(0.01).steps == 1
+    timed = tiny(tmp_path, steps=None, minutes=10.0)
+    assert timed.part(0.3) == tiny(tmp_path, steps=None, minutes=3.0) and timed.minutes == 10.0
+
+
 def test_a_tokenizer_for_frames_of_another_kind_is_refused(tmp_path):
     with pytest.raises(ValueError, match="size"):
         stt.train(tiny(tmp_path, size=30))
