@@ -97,8 +97,9 @@ class VideoModel(nn.Module):
             prompt: clips with values in [0, 1], of any number of frames T >= 1; (T C H W) counts as a batch of one.
             new_frames: frames to generate, at least 1.
             samples: futures S of each clip, at least 1.
-            temperature: factor on the standard deviation of what is drawn; 0 leaves nothing to chance. The prompt is
-                read at 1 at most: above, its z would misreport what really happened.
+            temperature: factor on the standard deviation of what is drawn; 0 leaves nothing to chance, and shows the mean
+                that the regression head predicts instead of its nearest codewords. The prompt is read at 1 at most: above,
+                its z would misreport what really happened.
             seed: the same seed gives the same futures; None continues `generator` or torch's global generator.
             generator: a CPU generator to draw from; not together with `seed`.
             window: places in the cache, one of them the start token's; the oldest frames leave it, those of a long
@@ -203,8 +204,9 @@ class VideoModel(nn.Module):
         return latent, cache
 
     def _roll(self, latent, cache, t, samples, temperature, generators) -> Iterator[Tensor]:
-        """Yields the latents ((B S) D h w) of frames t, t + 1, ... without end, each snapped to codewords."""
+        """Yields the latents ((B S) D h w) of frames t, t + 1, ... without end: codewords, or the mean at temperature 0."""
         head, pixels = self.transformer.config.head, math.prod(self.transformer.config.grid)
+        mean = head == "regression" and temperature == 0
         latent = repeat(latent, "B D h w -> (B S) D h w", S=samples)
         many = "(B p) N W d -> (B S p) N W d"
         copies = [[repeat(x, many, p=pixels, S=samples) for x in layer[:2]] for layer in cache]
@@ -214,8 +216,8 @@ class VideoModel(nn.Module):
             if head == "token" and temperature > 0:  # the largest after Gumbel noise: a draw from softmax
                 draws = [torch.empty(prediction.shape[1:]).exponential_(generator=g) for g in generators]
                 prediction = prediction / temperature - torch.stack(draws).log().to(prediction)
-            latent, t = snap(self.tokenizer, prediction, head), t + 1
-            yield latent
+            latent, t = snap(self.tokenizer, prediction, head), t + 1  # what the next step sees are codewords always
+            yield prediction if mean else latent
 
     def _step(self, t, latent, cache, generators, temperature, target=None):
         """The prediction of frame t, and the cache; each row's noise comes from its own generator."""

@@ -32,7 +32,7 @@ from stt_lite.vq_autoencoder import (
 )  # fmt: skip
 
 __all__ = [
-    "MuonAdamW", "PRESETS", "TokenizerObjective", "TrainingConfig", "TransformerObjective", "corrupt", "fit",
+    "MuonAdamW", "PRESETS", "TokenizerObjective", "TrainingConfig", "TransformerObjective", "corrupt", "fit", "grow",
     "live_view", "load_transformer", "orthogonalize", "roll_out", "save_transformer", "snap", "train", "warmup_cosine",
 ]  # fmt: skip
 
@@ -134,7 +134,8 @@ class TrainingConfig:
         codebook_size: codewords K of a tokenizer trained here.
         tokenizer_share: share of the budget for that tokenizer, in (0, 1).
         width, layers, heads, gaussian, head: the transformer, see `TransformerConfig`.
-        start: a bundled transformer's name or a path to start from; None starts from random weights.
+        start: a bundled transformer's name or a path to start from, grown where it is narrower than `width`, see `grow`;
+            None starts from random weights.
         minutes: time budget, saving and evaluation not counted.
         steps: step budget; instead of `minutes`.
         batch: clips per step, over all processes together.
@@ -581,6 +582,46 @@ def load_transformer(name: str | os.PathLike, device: torch.device | str = "cpu"
     return load_weights(name, "transformer", build, device)
 
 
+WRITERS = ("embed.weight", "embed.bias", "start", "out.weight", "out.bias", "feed_forward.3.weight", "feed_forward.3.bias",
+           "inject.weight", "inject.bias", "prior.convolution.weight", "posterior.convolution.weight")  # fmt: skip
+
+
+@torch.no_grad()
+def grow(net: SpatialTemporalTransformer, config: TransformerConfig) -> SpatialTemporalTransformer:
+    """A wider transformer that computes what `net` computes, with room to learn more (Net2Net, Chen et al., 2016).
+
+    Args:
+        net: the narrower one; it is returned as it is where `config` is its own.
+        config: as `net.config`, with more channels E and, in proportion, more heads N.
+
+    Raises:
+        ValueError: a config that differs in something else, a narrower one, or the Gaussian layer's mode "bottleneck",
+            which replaces the stream.
+    """
+    old, E = net.config, net.config.width
+    if config == old:
+        return net
+    head = old.width // old.heads
+    if old.gaussian == "bottleneck" or config.width < E or replace(old, width=config.width, heads=config.width // head) != config:
+        raise ValueError(f"config must be that of net but for more width, in heads of {head} channels: {old}, got {config}")
+    wide, weights = SpatialTemporalTransformer(config), net.state_dict()
+    for name, new in wide.state_dict().items():
+        value = weights[name]
+        if name.endswith(WRITERS) and new.shape != value.shape:
+            new.zero_()
+        if name.endswith(("norm.weight", "feed_forward.0.weight")) and new.shape != value.shape:
+            new.fill_(1.0)
+            value = value * math.sqrt(E / config.width)
+        if name.endswith(("qkv.weight", "qkv.bias")):
+            new, value = (x.unflatten(0, (3, -1)) for x in (new, value))
+        if name.endswith("qkv.weight"):
+            new[:, :E, E:] = 0
+        if name.endswith("posterior.convolution.weight"):  # it reads the stream and the frame to come
+            new, value = (x.unflatten(1, (2, -1)) for x in (new, value))
+        new[tuple(slice(n) for n in value.shape)] = value
+    return wide.train(net.training)
+
+
 def train(config: TrainingConfig, watch: Callable | None = None) -> Path:
     """Train a tokenizer, unless the config names one, then a transformer on its latents.
 
@@ -594,7 +635,8 @@ def train(config: TrainingConfig, watch: Callable | None = None) -> Path:
         The folder: tokenizer.safetensors, transformer.safetensors, a record of each, and the checkpoints.
 
     Raises:
-        ValueError: a batch that the processes can't share evenly, or a checkpoint of another config.
+        ValueError: a batch that the processes can't share evenly, a checkpoint of another config, or a `start` that does
+            not fit.
         ImportError: `tensorboard` asked for but not installed.
         FloatingPointError: the loss is not finite.
         OSError: a folder that cannot be written, a full disk.
@@ -639,8 +681,7 @@ def train(config: TrainingConfig, watch: Callable | None = None) -> Path:
         seed_everything(config.seed, -2, device)
         net = SpatialTemporalTransformer(shape)
         if config.start is not None:
-            net.load_state_dict(load_transformer(config.start).state_dict())
-            earlier = read_record(config.start)
+            net, earlier = grow(load_transformer(config.start), shape), read_record(config.start)
         objective = TransformerObjective(net, tokenizer, config)
         net, progress = fit(objective, "transformer", 1 - share, config, accelerator, watch)
         if main:

@@ -15,6 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SPATIAL, TEMPORAL = "spatial_attention", "temporal_attention"
 GAUSSIAN, TRANSFORMER = "gaussian_parameterization", "transformer"
+    ("show codewords at temperature 0", GENERATION, "yield prediction if mean else latent", "yield latent", "cached_equals"),
+    ("hand the mean on", GENERATION, "latent, t = snap(self.tokenizer, prediction, head), t + 1", "latent, t = prediction, t + 1", "cached_equals"),
 TRAINING, GENERATION, EVALUATION = "training", "generation", "evaluation"
 VQGAN, GAMES, OWN_VIDEO = "vqgan", "game_worlds", "your_own_video"
 
@@ -57,6 +59,9 @@ MUTATIONS = [  # what breaks; module; text; replacement; tests of that module to
     ("roll out from the truth", TRAINING, "known = latents[:, t] if t < prompt else None", "known = latents[:, t]", "roll_out"),
     ("one seed for all steps", TRAINING, 'f"{seed} {step}"', 'f"{seed}"', "follows_from_seed"),
     ("forget the average", TRAINING, '"average": average, "scaler"', '"average": None, "scaler"', "stopped_halfway"),
+    ("new channels start with chance", TRAINING, "            new.zero_()\n", "            pass\n", "grown"),
+    ("forget that norms see more channels", TRAINING, "value = value * math.sqrt(E / config.width)", "pass", "grown"),
+    ("old heads read new channels", TRAINING, "new[:, :E, E:] = 0", "pass", "grown"),
     ("forget the optimizer", TRAINING, '"optimizer": optimizer, ', "", "stopped_halfway"),
     ("step on a broken gradient", TRAINING, "or not (math.isfinite(norm) or accelerator.scaler)", "", "gradient"),
     ("accept any checkpoint", TRAINING, "refuse_another(path, then, config)", "pass", "another_config"),

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -93,6 +94,55 @@ def test_warmup_and_cosine():
     assert stt.warmup_cosine(0.01) == pytest.approx(0.5)
     assert stt.warmup_cosine(0.51) == pytest.approx(0.01 + 0.99 / 2)
     assert stt.warmup_cosine(1.0) == pytest.approx(0.01)
+
+
+# --- a wider model from a narrower one
+
+
+@pytest.mark.parametrize("gaussian", ["latent", "off"])
+def test_a_grown_transformer_computes_the_same_and_every_weight_can_learn(gaussian):
+    torch.manual_seed(0)
+    config = stt.TransformerConfig(width=16, layers=2, heads=2, grid=(3, 4), gaussian=gaussian)
+    net = stt.SpatialTemporalTransformer(config)
+    for p in net.parameters():  # nothing that is zero at first may hide a mistake
+        p.data += 0.3 * torch.randn_like(p)
+    wide = stt.grow(net, replace(config, width=40, heads=5))
+    assert wide.training and wide.config.width == 40
+    latents, noise = torch.randn(2, 5, 8, 3, 4), net.draw_noise(2, 5)
+    for posterior in (True, False, 2):
+        a, b = (model(latents, noise=noise, posterior=posterior) for model in (net, wide))
+        assert torch.allclose(a.prediction, b.prediction, atol=1e-4) and torch.allclose(a.kl, b.kl, rtol=1e-3, atol=1e-4)
+    before = [p.detach().clone() for p in wide.parameters()]
+    optimizer = torch.optim.Adam(wide.parameters(), 1e-3)  # every weight that has a gradient takes a visible step
+    for _ in range(3):  # weights behind those that are zero get their first gradient in the second step
+        out = wide(latents, noise=noise)
+        (out.prediction.square().mean() + out.kl.mean()).backward()
+        optimizer.step()
+    for (name, p), old in zip(wide.named_parameters(), before):
+        assert (p != old).float().mean() > 0.99, name
+
+
+def test_grow_refuses_what_it_can_not_keep(tmp_path):
+    config = stt.TransformerConfig(width=32, heads=4)
+    net = stt.SpatialTemporalTransformer(config)
+    assert stt.grow(net, config) is net
+    for other in (dict(width=16, heads=2), dict(width=64), dict(width=64, heads=8, layers=4), dict(heads=2)):
+        with pytest.raises(ValueError, match="config must be that of net"):
+            stt.grow(net, replace(config, **other))
+    bottleneck = stt.TransformerConfig(width=32, heads=4, gaussian="bottleneck")
+    with pytest.raises(ValueError, match="config must be that of net"):
+        stt.grow(stt.SpatialTemporalTransformer(bottleneck), replace(bottleneck, width=64, heads=8))
+
+
+def test_a_run_starts_from_narrower_weights(tmp_path):
+    small = stt.train(tiny(tmp_path / "small", steps=1))
+    start = str(small / "transformer.safetensors")
+    large = stt.train(tiny(tmp_path / "large", steps=1, width=32, heads=4, start=start, muon_rate=1e-9, adamw_rate=1e-9))
+    a, b = (stt.load_pretrained(folder) for folder in (small, large))
+    clip = stt.moving_mnist(1, 8, 32, 1, split="test", seed=0)[0]
+    frames = [model.generate(clip[:5], 3, temperature=0.0)[0, 0] for model in (a, b)]
+    assert torch.allclose(*frames, atol=1e-3)
+    assert b.transformer.config.width == 32 and b.record["started_from"]["training"]["width"] == 16
 
 
 # --- what the model sees
