@@ -15,8 +15,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SPATIAL, TEMPORAL = "spatial_attention", "temporal_attention"
 GAUSSIAN, TRANSFORMER = "gaussian_parameterization", "transformer"
-    ("show codewords at temperature 0", GENERATION, "yield prediction if mean else latent", "yield latent", "cached_equals"),
-    ("hand the mean on", GENERATION, "latent, t = snap(self.tokenizer, prediction, head), t + 1", "latent, t = prediction, t + 1", "cached_equals"),
 TRAINING, GENERATION, EVALUATION = "training", "generation", "evaluation"
 VQGAN, GAMES, OWN_VIDEO = "vqgan", "game_worlds", "your_own_video"
 
@@ -70,6 +68,8 @@ MUTATIONS = [  # what breaks; module; text; replacement; tests of that module to
     ("forecasts that hear the truth", TRAINING, "posterior=known", "posterior=True", "forecast"),
     ("rollouts whose z hears the truth", TRAINING, "known = prompt if forecast else True", "pass", "forecast"),
     ("roll out whole clips", TRAINING, "int(c.frames * (1 - c.rollout_length))", "0", "rollouts_replace"),
+    ("show codewords at temperature 0", GENERATION, "yield prediction if mean else latent", "yield latent", "cached_equals"),
+    ("hand the mean on", GENERATION, "latent, t = snap(self.tokenizer, prediction, head), t + 1", "latent, t = prediction, t + 1", "cached_equals"),
     ("read the prompt with the prior", GENERATION, "target=known", "target=None", "posterior"),
     ("let the start token go", GENERATION, "t >= cache[0]", "False and t >= cache[0]", "start_token"),
     ("misread a prompt when hot", GENERATION, "min(temperature, 1.0)", "temperature", "posterior"),
