@@ -24,7 +24,7 @@ from stt_lite.spatial_attention import SpatialAttention, attention
 from stt_lite.temporal_attention import KeyValueCache, rotary
 from stt_lite.training import (
     PRESETS, MuonAdamW, TokenizerObjective, TrainingConfig, TransformerObjective, MovingDigits, draw_clips, fit,
-    load_transformer, mixed_precision, read_record, run_record, save_transformer, seed_everything, transformer_config,
+    load_transformer, new_accelerator, read_record, run_record, save_transformer, seed_everything, transformer_config,
 )  # fmt: skip
 from stt_lite.transformer import SpatialTemporalTransformer, TransformerConfig, TransformerLayer
 from stt_lite.vq_autoencoder import Tokenizer, TokenizerConfig, load_tokenizer, weights_folder, write_file
@@ -480,11 +480,7 @@ def fit_model(
     objective: nn.Module, name: str, config: TrainingConfig, watch: Callable | None = None
 ) -> tuple[nn.Module, dict]:
     """Train with chapter 08's loop for the whole budget of `config`; the model, and a record of the run."""
-    from accelerate import Accelerator
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = mixed_precision(device) if config.precision == "auto" else config.precision
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
+    accelerator = new_accelerator(replace(config, compile=bool(config.compile)))  # a minute of compiling is too much here
     config.out.mkdir(parents=True, exist_ok=True)
     model, progress = fit(objective, name, 1.0, config, accelerator, watch)
     return model, run_record(objective, progress, accelerator) | {"clips_seen": progress.step * config.batch}

@@ -14,12 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from stt_lite.evaluation import copy_last_frame, evaluate, fit_model, mean_of, psnr, squared_error, without_chance
+from stt_lite.evaluation import copy_last_frame, evaluate, mean_of, psnr, squared_error, without_chance
 from stt_lite.generation import VideoModel
-from stt_lite.training import (
-    TrainingConfig, TransformerObjective, load_transformer, read_record, save_transformer, seed_everything, transformer_config,
-)  # fmt: skip
-from stt_lite.transformer import SpatialTemporalTransformer
+from stt_lite.training import TrainingConfig, new_accelerator, train_transformer
 from stt_lite.video import check_frames
 from stt_lite.vq_autoencoder import Tokenizer, TokenizerConfig, codebook_usage, save_tokenizer, write_file
 from stt_lite.vqgan import VQGANConfig, train_vqgan
@@ -484,16 +481,8 @@ def train_game(
     record["data"] = clips.data
     save_tokenizer(tokenizer, out / "tokenizer.safetensors", record)
     with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):  # the caller's generators stay
-        seed_everything(config.seed, -2, torch.device("cpu"))
-        net, notes = SpatialTemporalTransformer(transformer_config(config, tokenizer)), {}
-        if config.start is not None:
-            net.load_state_dict(load_transformer(config.start).state_dict())
-            notes = {"started_from": read_record(config.start)}
-        objective = TransformerObjective(net, tokenizer, config, clips)
-        net, record = fit_model(objective, "transformer", config.part(1 - config.tokenizer_share), watch)
-        record |= notes
-    record["tokenizer_sha256"] = json.loads((out / "tokenizer.json").read_text())["sha256"]
-    save_transformer(net, out / "transformer.safetensors", record)
+        budget = config.part(1 - config.tokenizer_share)
+        train_transformer(budget, tokenizer, new_accelerator(budget), source=clips, watch=watch)
     return out
 
 

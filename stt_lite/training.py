@@ -641,21 +641,9 @@ def train(config: TrainingConfig, watch: Callable | None = None) -> Path:
         FloatingPointError: the loss is not finite.
         OSError: a folder that cannot be written, a full disk.
     """
-    from accelerate import Accelerator, PartialState  # takes seconds to import, and generation does without
-    from accelerate.utils import parse_flag_from_env
-
     if config.tensorboard and find_spec("tensorboard") is None:
         raise ImportError("tensorboard=True needs the package tensorboard: pip install tensorboard")
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU", not torch.cuda.is_available())
-    device = PartialState(cpu=cpu).device
-    compiled = device.type == "cuda" if config.compile is None else config.compile
-    accelerator = Accelerator(
-        cpu=cpu,
-        mixed_precision=mixed_precision(device) if config.precision == "auto" else config.precision,
-        dynamo_backend="inductor" if compiled else "no",
-        log_with="tensorboard" if config.tensorboard else None,
-        project_dir=config.out,
-    )
+    accelerator = new_accelerator(config)
     device, main = accelerator.device, accelerator.is_main_process
     if config.batch % accelerator.num_processes:
         raise ValueError(f"batch must be a multiple of the {accelerator.num_processes} processes, got {config.batch}")
@@ -669,7 +657,7 @@ def train(config: TrainingConfig, watch: Callable | None = None) -> Path:
         seed_everything(config.seed, -1, device)  # a step that no run has: for the first weights
         share = 0.0 if config.tokenizer else config.tokenizer_share
         tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else new_tokenizer(config)
-        shape = transformer_config(config, tokenizer)
+        transformer_config(config, tokenizer)  # a size that does not fit stops the run here, before any training
         notes = {"copied_from": config.tokenizer}
         if config.tokenizer is None:
             objective = TokenizerObjective(tokenizer, config)
@@ -678,18 +666,7 @@ def train(config: TrainingConfig, watch: Callable | None = None) -> Path:
         tokenizer = tokenizer.to(device).eval()
         if main:
             save_tokenizer(tokenizer, config.out / "tokenizer.safetensors", notes)
-        seed_everything(config.seed, -2, device)
-        net = SpatialTemporalTransformer(shape)
-        if config.start is not None:
-            net, earlier = grow(load_transformer(config.start), shape), read_record(config.start)
-        objective = TransformerObjective(net, tokenizer, config)
-        net, progress = fit(objective, "transformer", 1 - share, config, accelerator, watch)
-        if main:
-            notes = run_record(objective, progress, accelerator) | {"clips_seen": progress.step * config.batch}
-            if config.start is not None:
-                notes["started_from"] = earlier
-            notes["tokenizer_sha256"] = json.loads((config.out / "tokenizer.json").read_text())["sha256"]
-            save_transformer(net, config.out / "transformer.safetensors", notes)
+        train_transformer(config, tokenizer, accelerator, 1 - share, watch=watch)
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.wait_for_everyone()
@@ -709,6 +686,50 @@ def transformer_config(config: TrainingConfig, tokenizer: Tokenizer) -> Transfor
         tokenizer.config.latent_channels, (config.size // multiple,) * 2, config.width, config.layers, config.heads,
         tokenizer.quantizer.codebook_size, gaussian=config.gaussian, head=config.head,
     )  # fmt: skip
+
+
+def train_transformer(
+    config: TrainingConfig, tokenizer: Tokenizer, accelerator, share: float = 1.0, source=None, watch: Callable | None = None,
+    notes: dict | None = None,
+) -> None:
+    """The second half of a run: train a transformer on a tokenizer's latents, and write it to `config.out`.
+
+    Args:
+        tokenizer: the one that `config.out` holds.
+        accelerator, share, watch: as in `fit`.
+        source: of the clips; None: those of the config, see `MovingDigits`.
+        notes: what else the record should say.
+    """
+    shape, notes = transformer_config(config, tokenizer), dict(notes or {})
+    seed_everything(config.seed, -2, accelerator.device)
+    if config.start is None:
+        net = SpatialTemporalTransformer(shape)
+    else:
+        net, notes["started_from"] = grow(load_transformer(config.start), shape), read_record(config.start)
+    objective = TransformerObjective(net, tokenizer, config, source)
+    net, progress = fit(objective, "transformer", share, config, accelerator, watch)
+    if accelerator.is_main_process:
+        notes["clips_seen"] = progress.step * config.batch
+        notes["tokenizer_sha256"] = json.loads((config.out / "tokenizer.json").read_text())["sha256"]
+        record = run_record(objective, progress, accelerator) | notes
+        save_transformer(net, config.out / "transformer.safetensors", record)
+
+
+def new_accelerator(config: TrainingConfig):
+    """The `accelerate.Accelerator` that a config asks for: devices, processes, precision, compilation, log."""
+    from accelerate import Accelerator, PartialState  # takes seconds to import, and generation does without
+    from accelerate.utils import parse_flag_from_env
+
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU", not torch.cuda.is_available())
+    device = PartialState(cpu=cpu).device
+    compiled = device.type == "cuda" if config.compile is None else config.compile
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision=mixed_precision(device) if config.precision == "auto" else config.precision,
+        dynamo_backend="inductor" if compiled else "no",
+        log_with="tensorboard" if config.tensorboard else None,
+        project_dir=config.out,
+    )
 
 
 def new_tokenizer(config: TrainingConfig) -> Tokenizer:

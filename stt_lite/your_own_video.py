@@ -20,10 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stt_lite.evaluation import fit_model
-from stt_lite.training import (
-    TokenizerObjective, TrainingConfig, TransformerObjective, save_transformer, seed_everything, transformer_config,
-)  # fmt: skip
-from stt_lite.transformer import SpatialTemporalTransformer
+from stt_lite.training import TokenizerObjective, TrainingConfig, new_accelerator, seed_everything, train_transformer
 from stt_lite.vq_autoencoder import Tokenizer, TokenizerConfig, save_tokenizer, write_file
 
 __all__ = ["ClipFolder", "Prepared", "prepare_clips", "train_own"]
@@ -449,14 +446,8 @@ def train_own(
         seed_everything(config.seed, -1, torch.device("cpu"))
         objective = TokenizerObjective(Tokenizer(shape).to(memory_format=torch.channels_last), config, folder)
         tokenizer, record = fit_model(objective, "tokenizer", config.part(config.tokenizer_share), watch)
-        notes = {"licence": None}
+        notes, budget = {"licence": None}, config.part(1 - config.tokenizer_share)
         if main:
             save_tokenizer(tokenizer, config.out / "tokenizer.safetensors", record | notes)
-        seed_everything(config.seed, -2, torch.device("cpu"))
-        net = SpatialTemporalTransformer(transformer_config(config, tokenizer))
-        objective = TransformerObjective(net, tokenizer.eval(), config, folder)
-        net, record = fit_model(objective, "transformer", config.part(1 - config.tokenizer_share), watch)
-        if main:
-            notes["tokenizer_sha256"] = json.loads((config.out / "tokenizer.json").read_text())["sha256"]
-            save_transformer(net, config.out / "transformer.safetensors", record | notes)
+        train_transformer(budget, tokenizer.eval(), new_accelerator(budget), source=folder, watch=watch, notes=notes)
     return config.out
