@@ -506,7 +506,8 @@ def train_variant(
     Args:
         name: a key of `VARIANTS`.
         config: the base's config; `config.out` holds checkpoints, from which a run that stopped goes on. Where it names
-            a `start`, a variant takes over what it has in common with those weights, but for the Gaussian layers.
+            a `start`, a variant takes over its width, layers and heads, and the weights that both have in common, but for the
+            Gaussian layers.
         tokenizer_minutes: time for a tokenizer of the variant's own, where it has one.
         watch: as in `train`.
 
@@ -519,6 +520,9 @@ def train_variant(
     if name not in VARIANTS:
         raise ValueError(f"name must be one of {', '.join(VARIANTS)}, got {name!r}")
     variant = VARIANTS[name]
+    trained = None if config.start is None else load_transformer(config.start)
+    if trained is not None:
+        config = replace(config, **{size: getattr(trained.config, size) for size in ("width", "layers", "heads")})
     config = replace(config, **variant.training)
     notes, cuda = {}, list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=cuda):  # the caller's generators stay
@@ -539,8 +543,8 @@ def train_variant(
             seed_everything(config.seed, -2, torch.device("cpu"))
             net = SpatialTemporalTransformer(shape)
             net.layers = nn.ModuleList(variant.layer(shape) for _ in range(shape.layers))
-            if config.start is not None:
-                take_over(net, load_transformer(config.start))
+            if trained is not None:
+                take_over(net, trained)
                 notes["started_from"] = read_record(config.start)
             net, record = fit_model(TransformerObjective(net, tokenizer.eval(), config), name, config, watch)
             model = VideoModel(tokenizer, net, {"data": record["data"]}).eval()

@@ -806,7 +806,10 @@ def live_view(every: int = 2) -> Callable:
     return watch
 
 
-MOVING_MNIST = TrainingConfig(out=Path("runs/moving-mnist"), size=64, digits=2, codebook_size=512, batch=2, beta=64.0)
+MOVING_MNIST = TrainingConfig(
+    out=Path("runs/moving-mnist"), size=64, digits=2, codebook_size=512, batch=4, pixel_weight=10.0, beta=160.0,
+    beta_warmup=0.0, forecast_share=0.9, fade=0.15, corruption=0.03, rollout_share=0.25, average=0.998,
+)  # fmt: skip
 PRESETS = {  # the first two are what is bundled, trained on a CPU; the last is for a GPU
     "moving-mnist-tiny": TrainingConfig(tokenizer="moving-mnist-tiny", minutes=60.0),
     "moving-mnist": replace(MOVING_MNIST, tokenizer="moving-mnist", minutes=180.0),

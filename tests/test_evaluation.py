@@ -290,7 +290,11 @@ def test_variants_take_over_all_but_the_gaussian_layers(tiny, name):
 
 def test_a_run_that_starts_from_weights_says_so(tmp_path):
     _, model, record = train_variant("bottleneck", replace(ONE_STEP, start="moving-mnist-tiny", out=tmp_path))
-    assert record["started_from"]["sha256"] == stt.load_pretrained("moving-mnist-tiny").record["sha256"]
+    trained = stt.load_pretrained("moving-mnist-tiny")
+    assert record["started_from"]["sha256"] == trained.record["sha256"]
+    assert model.transformer.config.width == trained.transformer.config.width
+    old, new = (m.transformer.state_dict()["layers.0.temporal.attend.out.weight"] for m in (trained, model))
+    assert (old - new).abs().max() < 0.1  # one step away
     assert record["data"]["digits"] == 1 and model.transformer.config.gaussian == "bottleneck"
 
 
