@@ -122,7 +122,7 @@ def test_a_grown_transformer_computes_the_same_and_every_weight_can_learn(gaussi
         assert (p != old).float().mean() > 0.99, name
 
 
-def test_grow_refuses_what_it_can_not_keep(tmp_path):
+def test_grow_refuses_what_it_can_not_keep():
     config = stt.TransformerConfig(width=32, heads=4)
     net = stt.SpatialTemporalTransformer(config)
     assert stt.grow(net, config) is net
