@@ -23,7 +23,7 @@ from stt_lite.moving_mnist import canonical_test_set
 from stt_lite.spatial_attention import SpatialAttention, attention
 from stt_lite.temporal_attention import KeyValueCache, rotary
 from stt_lite.training import (
-    PRESETS, MuonAdamW, TokenizerObjective, TrainingConfig, TransformerObjective, MovingDigits, draw_clips, fit,
+    PRESETS, RECIPE, MuonAdamW, TokenizerObjective, TrainingConfig, TransformerObjective, MovingDigits, draw_clips, fit,
     load_transformer, new_accelerator, read_record, run_record, save_transformer, seed_everything, transformer_config,
 )  # fmt: skip
 from stt_lite.transformer import SpatialTemporalTransformer, TransformerConfig, TransformerLayer
@@ -31,8 +31,8 @@ from stt_lite.vq_autoencoder import Tokenizer, TokenizerConfig, load_tokenizer, 
 
 __all__ = [
     "METRICS", "PROTOCOLS", "VARIANTS", "ConvLSTM", "ConvLSTMCell", "ConvLSTMObjective", "Failure", "JointAttention",
-    "LatentVelocity", "Variant", "absolute_error", "bounces", "centroid", "copy_last_frame", "evaluate",
-    "evaluate_model", "expected_best", "explain", "frechet_distance", "ink", "many_futures", "perceptual", "psnr",
+    "LatentVelocity", "Variant", "absolute_error", "bounces", "centroid", "copy_last_frame", "empty_frame",
+    "evaluate", "evaluate_model", "expected_best", "explain", "frechet_distance", "ink", "many_futures", "perceptual", "psnr",
     "records", "squared_error", "ssim", "train_variant", "without_chance", "worst",
 ]  # fmt: skip
 
@@ -178,6 +178,11 @@ def perceptual(video: Float[Tensor, "B T C H W"], truth: Float[Tensor, "B T C H 
 def copy_last_frame(prompt: Float[Tensor, "B T C H W"], new_frames: int) -> Float[Tensor, "B new C H W"]:
     """The baseline that costs nothing: the prompt's last frame, again and again."""
     return repeat(prompt[:, -1], "B C H W -> B new C H W", new=new_frames)
+
+
+def empty_frame(prompt: Float[Tensor, "B T C H W"], new_frames: int) -> Float[Tensor, "B new C H W"]:
+    """The baseline that says nothing: black frames. What a forecast's error is worth shows beside it."""
+    return torch.zeros_like(copy_last_frame(prompt, new_frames))
 
 
 class LatentVelocity:
@@ -458,6 +463,8 @@ class Variant:
     tokenizer: dict | None = None
 
 
+FULL = RECIPE | {"beta": PRESETS["moving-mnist-tiny"].beta}
+ROLLOUTS = {"rollout_share": 0.7, "rollout_length": 0.75, "fade": 0.1}
 VARIANTS = {
     "base": Variant("base"),
     "convlstm": Variant("ConvLSTM", layer=None),
@@ -473,6 +480,9 @@ VARIANTS = {
     "vq-8": Variant("VQ, grid 8x8", tokenizer={}),
     "vq-16": Variant("VQ, grid 16x16", tokenizer={"downsample": 2}),
     "fsq-8": Variant("FSQ, grid 8x8", tokenizer={"quantizer": "fsq", "levels": (8, 8, 4), "latent_channels": 3}),
+    "recipe": Variant("the presets' recipe", FULL),
+    "rollouts": Variant("the recipe, long rollouts", FULL | ROLLOUTS),
+    "rollouts-off": Variant("the same, Gaussian off", FULL | ROLLOUTS | {"gaussian": "off"}),
 }
 
 
@@ -520,7 +530,7 @@ def train_variant(
     if name not in VARIANTS:
         raise ValueError(f"name must be one of {', '.join(VARIANTS)}, got {name!r}")
     variant = VARIANTS[name]
-    trained = None if config.start is None else load_transformer(config.start)
+    trained = load_transformer(config.start) if config.start and variant.layer else None
     if trained is not None:
         config = replace(config, **{size: getattr(trained.config, size) for size in ("width", "layers", "heads")})
     config = replace(config, **variant.training)
@@ -811,7 +821,7 @@ def evaluate_model(
 
 @dataclass
 class Compare:
-    """Train variants of the tiny model for equal times, evaluate them on the same clips, and write a record of each.
+    """Train variants of the tiny model, with the options that `TrainingConfig` has by default, for equal times, evaluate them on the same clips, and write a record of each.
 
     A run whose record is there is skipped, one that stopped goes on.
 
@@ -821,7 +831,7 @@ class Compare:
         tokenizer_minutes: of training a tokenizer, for the variants that have one of their own.
         seeds: one run each.
         stochastic: clips that bounce in random directions; also draw `futures` clips' futures.
-        beta: weight of the KL, see `TrainingConfig`; None: the preset's.
+        beta: weight of the KL, see `TrainingConfig`; None: its default.
         start: a bundled transformer's name or a path: variants start from what they have in common with it, but for the
             Gaussian layers. None: from random weights.
         futures: clips whose 100 futures are drawn, where stochastic.
@@ -851,9 +861,8 @@ class Compare:
                     print(f"{path}: there already")
                     continue
                 check_writable(path)
-                config = replace(
-                    PRESETS["moving-mnist-tiny"], out=self.runs / path.stem, minutes=self.minutes, seed=seed, start=self.start
-                )
+                base = TrainingConfig(tokenizer="moving-mnist-tiny")
+                config = replace(base, out=self.runs / path.stem, minutes=self.minutes, seed=seed, start=self.start)
                 if self.stochastic:  # a rollout that bounced another way has no real frame to lead to
                     config = replace(config, stochastic=True, rollout_share=0.0)
                 config = config if self.beta is None else replace(config, beta=self.beta)

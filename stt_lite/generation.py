@@ -90,8 +90,9 @@ class VideoModel(nn.Module):
     ) -> Float[Tensor, "B2 S T2 C H W"]:
         """Continue each clip of a batch in `samples` ways.
 
-        Each future has random numbers of its own, drawn on the CPU, once per frame: up to rounding, it depends neither
-        on the device nor on what else is in the batch. More futures than fit into `CACHE_BYTES` go through in groups.
+        Each future has random numbers of its own, drawn on the CPU, once per frame. Up to rounding, it depends on the place
+        of its clip in the batch, but neither on the device, nor on the other clips, nor on the number of samples. More
+        futures than fit into `CACHE_BYTES` go through in groups.
 
         Args:
             prompt: clips with values in [0, 1], of any number of frames T >= 1; (T C H W) counts as a batch of one.

@@ -277,6 +277,18 @@ class MovingDigits:
         return draw_clips(self.config, 1, self.config.frames, split="test", seed=1, device=device)[0]
 
 
+def corrupt(
+    latents: Float[Tensor, "B T D h w"],
+    tokenizer: Tokenizer,
+    rate: Float[Tensor, "B"],
+    chance: Float[Tensor, "B T h w"],
+    random: Int[Tensor, "B T h w"],
+) -> Float[Tensor, "B T D h w"]:
+    """Replace tokens by the codewords `random` where `chance`, drawn evenly from [0, 1), is below the clip's `rate`."""
+    codes = tokenizer.codes(random.flatten(0, 1)).view_as(latents)
+    return torch.where((chance < rate[:, None, None, None])[:, :, None], codes, latents)
+
+
 def snap(tokenizer: Tokenizer, prediction: Float[Tensor, "B D_or_K h w"], head: str) -> Float[Tensor, "B D h w"]:
     """The codewords of a prediction: the nearest ones of the regression head, the likeliest ones of the token head."""
     if head == "token":
@@ -312,18 +324,6 @@ def roll_out(
         prediction, cache = net.step(frames[-1] if frames else None, cache, noise[:, t], known, temperature)
         frames.append(snap(tokenizer, prediction, net.config.head) if known is None else known)
     return torch.stack(frames, dim=1)
-
-
-def corrupt(
-    latents: Float[Tensor, "B T D h w"],
-    tokenizer: Tokenizer,
-    rate: Float[Tensor, "B"],
-    chance: Float[Tensor, "B T h w"],
-    random: Int[Tensor, "B T h w"],
-) -> Float[Tensor, "B T D h w"]:
-    """Replace tokens by the codewords `random` where `chance`, drawn evenly from [0, 1), is below the clip's `rate`."""
-    codes = tokenizer.codes(random.flatten(0, 1)).view_as(latents)
-    return torch.where((chance < rate[:, None, None, None])[:, :, None], codes, latents)
 
 
 class TransformerObjective(nn.Module):
@@ -406,6 +406,30 @@ class TransformerObjective(nn.Module):
         return {"held-out clip": clip, "continued": self.tokenizer.decode(rolled)}, prompt
 
 
+def mixed_precision(device: torch.device) -> str:
+    """The fastest precision that is safe: bf16 where a GPU has it, else fp16 (a T4), on a CPU float32 ("no")."""
+    if device.type != "cuda":
+        return "no"
+    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+
+
+def new_accelerator(config: TrainingConfig):
+    """The `accelerate.Accelerator` that a config asks for: devices, processes, precision, compilation, log."""
+    from accelerate import Accelerator, PartialState  # takes seconds to import, and generation does without
+    from accelerate.utils import parse_flag_from_env
+
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU", not torch.cuda.is_available())
+    device = PartialState(cpu=cpu).device
+    compiled = device.type == "cuda" if config.compile is None else config.compile
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision=mixed_precision(device) if config.precision == "auto" else config.precision,
+        dynamo_backend="inductor" if compiled else "no",
+        log_with="tensorboard" if config.tensorboard else None,
+        project_dir=config.out,
+    )
+
+
 @dataclass
 class Progress:
     """Where a run stands: what a checkpoint holds besides weights and optimizer."""
@@ -466,6 +490,8 @@ def load_checkpoint(path: Path, config: TrainingConfig, **parts) -> Progress:
     refuse_another(path, then, config)
     for name, part in parts.items():
         if part is not None:
+            if name == "scaler" and name not in state:  # the run was not in float16 so far: its factor is found anew
+                continue
             part.load_state_dict(state[name])
     return progress
 
@@ -622,6 +648,86 @@ def grow(net: SpatialTemporalTransformer, config: TransformerConfig) -> SpatialT
     return wide.train(net.training)
 
 
+def new_tokenizer(config: TrainingConfig) -> Tokenizer:
+    """A tokenizer with random weights."""
+    tokenizer = Tokenizer(TokenizerConfig(codebook_size=config.codebook_size))
+    return tokenizer.to(memory_format=torch.channels_last)  # convolutions are faster so
+
+
+def transformer_config(config: TrainingConfig, tokenizer: Tokenizer) -> TransformerConfig:
+    """The transformer that `config` asks for, on the latents of `tokenizer`.
+
+    Raises:
+        ValueError: a size that the tokenizer's `downsample` does not divide.
+    """
+    multiple = tokenizer.config.downsample
+    if config.size % multiple:
+        raise ValueError(f"size must be a multiple of the tokenizer's {multiple} pixels, got {config.size}")
+    return TransformerConfig(
+        tokenizer.config.latent_channels, (config.size // multiple,) * 2, config.width, config.layers, config.heads,
+        tokenizer.quantizer.codebook_size, gaussian=config.gaussian, head=config.head,
+    )  # fmt: skip
+
+
+def run_record(objective: nn.Module, progress: Progress, accelerator) -> dict:
+    """What to note of a run beside its weights."""
+    config = objective.config
+    root = weights_folder().parents[1]
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
+    points = progress.history[:: max(1, len(progress.history) // 100)]
+    curve = [[round(seconds, 1), round(loss, 4)] for _, seconds, loss in points]
+    return {
+        "training": plain(config), "commit": commit or None, "hardware": hardware(accelerator.device),
+        "processes": accelerator.num_processes, "precision": accelerator.mixed_precision, "torch": torch.__version__,
+        "seed": config.seed, "steps": progress.step, "seconds": round(progress.seconds),
+        "data": getattr(objective.source, "data", {}), "licence": "Apache-2.0", "curve": curve,
+    }  # fmt: skip
+
+
+def read_record(name: str | os.PathLike) -> dict:
+    """The record of a transformer without its config: what a run that starts from it should say of it."""
+    path = Path(name)
+    path = weights_folder() / f"{name}-transformer.json" if path.suffix == "" else path.with_suffix(".json")
+    record = json.loads(path.read_text()) if path.exists() else {}
+    return {key: value for key, value in record.items() if key not in ("config", "data")}
+
+
+def hardware(device: torch.device) -> str:
+    """The processor's name as its system tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"CPU, {torch.get_num_threads()} threads, {names[0] if names else platform.processor()}"
+
+
+def train_transformer(
+    config: TrainingConfig, tokenizer: Tokenizer, accelerator, share: float = 1.0, source=None, watch: Callable | None = None,
+    notes: dict | None = None,
+) -> None:
+    """The second half of a run: train a transformer on a tokenizer's latents, and write it to `config.out`.
+
+    Args:
+        tokenizer: the one that `config.out` holds.
+        accelerator, share, watch: as in `fit`.
+        source: of the clips; None: those of the config, see `MovingDigits`.
+        notes: what else the record should say.
+    """
+    shape, notes = transformer_config(config, tokenizer), dict(notes or {})
+    seed_everything(config.seed, -2, accelerator.device)
+    if config.start is None:
+        net = SpatialTemporalTransformer(shape)
+    else:
+        net, notes["started_from"] = grow(load_transformer(config.start), shape), read_record(config.start)
+    objective = TransformerObjective(net, tokenizer, config, source)
+    net, progress = fit(objective, "transformer", share, config, accelerator, watch)
+    if accelerator.is_main_process:
+        notes["clips_seen"] = progress.step * config.batch
+        notes["tokenizer_sha256"] = json.loads((config.out / "tokenizer.json").read_text())["sha256"]
+        record = run_record(objective, progress, accelerator) | notes
+        save_transformer(net, config.out / "transformer.safetensors", record)
+
+
 def train(config: TrainingConfig, watch: Callable | None = None) -> Path:
     """Train a tokenizer, unless the config names one, then a transformer on its latents.
 
@@ -673,110 +779,6 @@ def train(config: TrainingConfig, watch: Callable | None = None) -> Path:
     return config.out
 
 
-def transformer_config(config: TrainingConfig, tokenizer: Tokenizer) -> TransformerConfig:
-    """The transformer that `config` asks for, on the latents of `tokenizer`.
-
-    Raises:
-        ValueError: a size that the tokenizer's `downsample` does not divide.
-    """
-    multiple = tokenizer.config.downsample
-    if config.size % multiple:
-        raise ValueError(f"size must be a multiple of the tokenizer's {multiple} pixels, got {config.size}")
-    return TransformerConfig(
-        tokenizer.config.latent_channels, (config.size // multiple,) * 2, config.width, config.layers, config.heads,
-        tokenizer.quantizer.codebook_size, gaussian=config.gaussian, head=config.head,
-    )  # fmt: skip
-
-
-def train_transformer(
-    config: TrainingConfig, tokenizer: Tokenizer, accelerator, share: float = 1.0, source=None, watch: Callable | None = None,
-    notes: dict | None = None,
-) -> None:
-    """The second half of a run: train a transformer on a tokenizer's latents, and write it to `config.out`.
-
-    Args:
-        tokenizer: the one that `config.out` holds.
-        accelerator, share, watch: as in `fit`.
-        source: of the clips; None: those of the config, see `MovingDigits`.
-        notes: what else the record should say.
-    """
-    shape, notes = transformer_config(config, tokenizer), dict(notes or {})
-    seed_everything(config.seed, -2, accelerator.device)
-    if config.start is None:
-        net = SpatialTemporalTransformer(shape)
-    else:
-        net, notes["started_from"] = grow(load_transformer(config.start), shape), read_record(config.start)
-    objective = TransformerObjective(net, tokenizer, config, source)
-    net, progress = fit(objective, "transformer", share, config, accelerator, watch)
-    if accelerator.is_main_process:
-        notes["clips_seen"] = progress.step * config.batch
-        notes["tokenizer_sha256"] = json.loads((config.out / "tokenizer.json").read_text())["sha256"]
-        record = run_record(objective, progress, accelerator) | notes
-        save_transformer(net, config.out / "transformer.safetensors", record)
-
-
-def new_accelerator(config: TrainingConfig):
-    """The `accelerate.Accelerator` that a config asks for: devices, processes, precision, compilation, log."""
-    from accelerate import Accelerator, PartialState  # takes seconds to import, and generation does without
-    from accelerate.utils import parse_flag_from_env
-
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU", not torch.cuda.is_available())
-    device = PartialState(cpu=cpu).device
-    compiled = device.type == "cuda" if config.compile is None else config.compile
-    return Accelerator(
-        cpu=cpu,
-        mixed_precision=mixed_precision(device) if config.precision == "auto" else config.precision,
-        dynamo_backend="inductor" if compiled else "no",
-        log_with="tensorboard" if config.tensorboard else None,
-        project_dir=config.out,
-    )
-
-
-def new_tokenizer(config: TrainingConfig) -> Tokenizer:
-    """A tokenizer with random weights."""
-    tokenizer = Tokenizer(TokenizerConfig(codebook_size=config.codebook_size))
-    return tokenizer.to(memory_format=torch.channels_last)  # convolutions are faster so
-
-
-def mixed_precision(device: torch.device) -> str:
-    """The fastest precision that is safe: bf16 where a GPU has it, else fp16 (a T4), on a CPU float32 ("no")."""
-    if device.type != "cuda":
-        return "no"
-    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-
-
-def run_record(objective: nn.Module, progress: Progress, accelerator) -> dict:
-    """What to note of a run beside its weights."""
-    config = objective.config
-    root = weights_folder().parents[1]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
-    points = progress.history[:: max(1, len(progress.history) // 100)]
-    curve = [[round(seconds, 1), round(loss, 4)] for _, seconds, loss in points]
-    return {
-        "training": plain(config), "commit": commit or None, "hardware": hardware(accelerator.device),
-        "processes": accelerator.num_processes, "precision": accelerator.mixed_precision, "torch": torch.__version__,
-        "seed": config.seed, "steps": progress.step, "seconds": round(progress.seconds),
-        "data": getattr(objective.source, "data", {}), "licence": "Apache-2.0", "curve": curve,
-    }  # fmt: skip
-
-
-def read_record(name: str | os.PathLike) -> dict:
-    """The record of a transformer without its config: what a run that starts from it should say of it."""
-    path = Path(name)
-    path = weights_folder() / f"{name}-transformer.json" if path.suffix == "" else path.with_suffix(".json")
-    record = json.loads(path.read_text()) if path.exists() else {}
-    return {key: value for key, value in record.items() if key not in ("config", "data")}
-
-
-def hardware(device: torch.device) -> str:
-    """The processor's name as its system tells it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"CPU, {torch.get_num_threads()} threads, {names[0] if names else platform.processor()}"
-
-
 def live_view(every: int = 2) -> Callable:
     """For `train(config, watch=live_view())` in a notebook: loss curves and a film strip, redrawn while it trains.
 
@@ -806,12 +808,14 @@ def live_view(every: int = 2) -> Callable:
     return watch
 
 
-MOVING_MNIST = TrainingConfig(
-    out=Path("runs/moving-mnist"), size=64, digits=2, codebook_size=512, batch=4, pixel_weight=10.0, beta=160.0,
-    beta_warmup=0.0, forecast_share=0.9, fade=0.15, corruption=0.03, rollout_share=0.25, average=0.998,
+RECIPE = dict(
+    pixel_weight=10.0, beta_warmup=0.0, forecast_share=0.9, fade=0.15, corruption=0.03, rollout_share=0.25, average=0.998,
 )  # fmt: skip
-PRESETS = {  # the first two are what is bundled, trained on a CPU; the last is for a GPU
-    "moving-mnist-tiny": TrainingConfig(tokenizer="moving-mnist-tiny", minutes=60.0),
+MOVING_MNIST = TrainingConfig(
+    out=Path("runs/moving-mnist"), size=64, digits=2, codebook_size=512, beta=160.0, **RECIPE
+)  # fmt: skip
+PRESETS = {  # the first two for a CPU, the last for a GPU
+    "moving-mnist-tiny": TrainingConfig(tokenizer="moving-mnist-tiny", minutes=60.0, beta=20.0, **RECIPE),
     "moving-mnist": replace(MOVING_MNIST, tokenizer="moving-mnist", minutes=180.0),
     "moving-mnist-large": replace(
         MOVING_MNIST, out=Path("runs/moving-mnist-large"), width=256, layers=8, heads=8, batch=64, minutes=60.0

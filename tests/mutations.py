@@ -63,6 +63,7 @@ MUTATIONS = [  # what breaks; module; text; replacement; tests of that module to
     ("forget the optimizer", TRAINING, '"optimizer": optimizer, ', "", "stopped_halfway"),
     ("step on a broken gradient", TRAINING, "or not (math.isfinite(norm) or accelerator.scaler)", "", "gradient"),
     ("accept any checkpoint", TRAINING, "refuse_another(path, then, config)", "pass", "another_config"),
+    ("ask for a scaler that was not there", TRAINING, 'if name == "scaler" and name not in state:', "if False:", "full_precision"),
     ("overwrite in place", TRAINING, "write_file(path, buffer.getvalue())", "path.write_bytes(buffer.getvalue())", "full_disk"),
     ("dim the target too", TRAINING, "target, indices = tokenizer.quantize(tokenizer.encode(clips.flatten(0, 1)))", "target, indices = tokenizer.quantize(tokenizer.encode(((1 - dim) * clips).flatten(0, 1)))", "fade"),
     ("forecasts that hear the truth", TRAINING, "posterior=known", "posterior=True", "forecast"),

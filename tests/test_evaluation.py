@@ -4,6 +4,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from unittest.mock import Mock
 
@@ -46,7 +47,7 @@ from stt_lite.evaluation import (
     worst,
 )
 from stt_lite.moving_mnist import moving_mnist
-from stt_lite.training import PRESETS
+from stt_lite.training import PRESETS, TrainingConfig, plain
 from stt_lite.transformer import SpatialTemporalTransformer, TransformerConfig
 
 ONE_STEP = replace(PRESETS["moving-mnist-tiny"], minutes=None, steps=1, batch=1, frames=4)
@@ -267,6 +268,14 @@ def test_a_variant_trains_and_forecasts(name, tmp_path):
         assert torch.equal(again, video)
 
 
+def test_an_empty_frame_costs_the_truths_ink_and_no_more():
+    clips = moving_mnist(3, 20, 32, 1, seed=0)
+    assert torch.equal(evaluation.empty_frame(clips[:, :15], 5), torch.zeros(3, 5, 1, 32, 32))
+    error = evaluate(evaluation.empty_frame, clips, ("15->5",))["15->5"]
+    assert error["squared_error"] == pytest.approx(clips[:, 15:].square().sum((2, 3, 4)).mean(0).tolist(), rel=1e-5)
+    assert error["ink_ratio"] == [0.0] * 5
+
+
 def test_a_variant_leaves_the_callers_generator_alone(tmp_path):
     before = torch.get_rng_state()
     train_variant("convlstm", replace(ONE_STEP, out=tmp_path))
@@ -484,6 +493,16 @@ def test_comparisons_are_whole(path):
     assert set(run["metrics"]) == set(PROTOCOLS) and not {"out", "start"} & set(run["training"])
 
 
+@pytest.mark.parametrize("path", sorted(evaluation.results_folder().glob("compare-*")), ids=lambda p: p.stem)
+def test_comparisons_were_trained_as_their_variants_say(path):
+    run = json.loads(path.read_text())
+    variant = VARIANTS[run["variant"]]
+    config = plain(replace(TrainingConfig(tokenizer="moving-mnist-tiny", minutes=3.0), **variant.training))
+    concerns_all = {"size", "digits", "frames", "stochastic", "source", "tokenizer", "minutes", "batch", "adamw_rate", "clip", "average"}
+    compared = set(config) - {"out", "start", "seed"} if variant.layer else concerns_all
+    assert {key: run["training"].get(key, 0.0) for key in compared} == {key: config[key] for key in compared}
+
+
 # --- the command line
 
 
@@ -518,8 +537,7 @@ def test_command_checks_its_output_before_the_work(tmp_path, monkeypatch, capsys
 
 
 def test_command_compares_and_skips_what_is_there(tmp_path, monkeypatch, capsys):
-    short = replace(PRESETS["moving-mnist-tiny"], batch=2, frames=6)
-    monkeypatch.setitem(evaluation.PRESETS, "moving-mnist-tiny", short)
+    monkeypatch.setattr(evaluation, "TrainingConfig", partial(TrainingConfig, batch=2, frames=6))
     command = ["compare", "--variants", "convlstm", "--minutes", "0.01", "--clips", "3"]
     command += ["--out", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
     main(command)

@@ -397,6 +397,14 @@ def test_a_checkpoint_of_another_config_is_refused(tmp_path):
     stt.train(tiny(tmp_path, steps=4))  # another budget is fine
 
 
+def test_a_run_in_full_precision_goes_on_with_a_scaler(tmp_path):
+    config, net, path = tiny(tmp_path), torch.nn.Linear(2, 2), tmp_path / "part.checkpoint"
+    training.save_checkpoint(path, config, training.Progress(step=3), model=net, scaler=None)
+    parts = {"model": torch.nn.Linear(2, 2), "scaler": torch.amp.GradScaler("cpu", init_scale=8.0)}
+    assert training.load_checkpoint(path, replace(config, precision="fp16"), **parts).step == 3
+    assert torch.equal(parts["model"].weight, net.weight) and parts["scaler"].get_scale() == 8.0
+
+
 def test_a_broken_checkpoint_is_named(tmp_path):
     stop_after(2, tiny(tmp_path))
     path = tmp_path / "transformer.checkpoint"
