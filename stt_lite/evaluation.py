@@ -482,7 +482,7 @@ VARIANTS = {
     "fsq-8": Variant("FSQ, grid 8x8", tokenizer={"quantizer": "fsq", "levels": (8, 8, 4), "latent_channels": 3}),
     "recipe": Variant("the presets' recipe", FULL),
     "rollouts": Variant("the recipe, long rollouts", FULL | ROLLOUTS),
-    "rollouts-off": Variant("the same, Gaussian off", FULL | ROLLOUTS | {"gaussian": "off"}),
+    "rollouts-off": Variant("the recipe, long rollouts, Gaussian off", FULL | ROLLOUTS | {"gaussian": "off"}),
 }
 
 
