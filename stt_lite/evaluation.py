@@ -463,7 +463,7 @@ class Variant:
     tokenizer: dict | None = None
 
 
-FULL = RECIPE | {"beta": PRESETS["moving-mnist-tiny"].beta}
+TINY_RECIPE = RECIPE | {"beta": PRESETS["moving-mnist-tiny"].beta}
 ROLLOUTS = {"rollout_share": 0.7, "rollout_length": 0.75, "fade": 0.1}
 VARIANTS = {
     "base": Variant("base"),
@@ -480,9 +480,9 @@ VARIANTS = {
     "vq-8": Variant("VQ, grid 8x8", tokenizer={}),
     "vq-16": Variant("VQ, grid 16x16", tokenizer={"downsample": 2}),
     "fsq-8": Variant("FSQ, grid 8x8", tokenizer={"quantizer": "fsq", "levels": (8, 8, 4), "latent_channels": 3}),
-    "recipe": Variant("the presets' recipe", FULL),
-    "rollouts": Variant("the recipe, long rollouts", FULL | ROLLOUTS),
-    "rollouts-off": Variant("the recipe, long rollouts, Gaussian off", FULL | ROLLOUTS | {"gaussian": "off"}),
+    "recipe": Variant("the presets' recipe", TINY_RECIPE),
+    "rollouts": Variant("the recipe, long rollouts", TINY_RECIPE | ROLLOUTS),
+    "rollouts-off": Variant("the recipe, long rollouts, Gaussian off", TINY_RECIPE | ROLLOUTS | {"gaussian": "off"}),
 }
 
 
@@ -534,6 +534,8 @@ def train_variant(
     if trained is not None:
         config = replace(config, **{size: getattr(trained.config, size) for size in ("width", "layers", "heads")})
     config = replace(config, **variant.training)
+    if config.stochastic:  # a rollout that bounced another way has no real frame to lead to
+        config = replace(config, rollout_share=0.0)
     notes, cuda = {}, list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=cuda):  # the caller's generators stay
         seed_everything(config.seed, -1, torch.device("cpu"))
@@ -821,9 +823,10 @@ def evaluate_model(
 
 @dataclass
 class Compare:
-    """Train variants of the tiny model, with the options that `TrainingConfig` has by default, for equal times, evaluate them on the same clips, and write a record of each.
+    """Train variants of the tiny model for equal times, evaluate them on the same clips, and write a record of each.
 
-    A run whose record is there is skipped, one that stopped goes on.
+    What a variant does not change is as `TrainingConfig` has it by default. A run whose record is there is skipped, one
+    that stopped goes on.
 
     Args:
         variants: which; by default all.
@@ -863,9 +866,7 @@ class Compare:
                 check_writable(path)
                 base = TrainingConfig(tokenizer="moving-mnist-tiny")
                 config = replace(base, out=self.runs / path.stem, minutes=self.minutes, seed=seed, start=self.start)
-                if self.stochastic:  # a rollout that bounced another way has no real frame to lead to
-                    config = replace(config, stochastic=True, rollout_share=0.0)
-                config = config if self.beta is None else replace(config, beta=self.beta)
+                config = replace(config, stochastic=self.stochastic, beta=base.beta if self.beta is None else self.beta)
                 forecast, model, record = train_variant(name, config, self.tokenizer_minutes)
                 clips = draw_clips(config, self.clips, 45, split="test", seed=1)
                 record |= {"study": study, "test_clips": f"{self.clips} clips, held-out digits, seed 1"}

@@ -268,6 +268,12 @@ def test_a_variant_trains_and_forecasts(name, tmp_path):
         assert torch.equal(again, video)
 
 
+def test_no_variant_learns_from_rollouts_that_bounced_another_way(tmp_path):
+    for stochastic in (True, False):
+        config = replace(ONE_STEP, stochastic=stochastic, out=tmp_path / str(stochastic))
+        assert (train_variant("recipe", config)[2]["training"]["rollout_share"] == 0.0) == stochastic
+
+
 def test_an_empty_frame_costs_the_truths_ink_and_no_more():
     clips = moving_mnist(3, 20, 32, 1, seed=0)
     assert torch.equal(evaluation.empty_frame(clips[:, :15], 5), torch.zeros(3, 5, 1, 32, 32))
@@ -484,20 +490,23 @@ def test_bundles_carry_their_evaluation(name):
         assert record["metrics"][protocol]["per_frame"] == evaluated["model"][protocol]["squared_error"]
 
 
-@pytest.mark.parametrize("path", sorted(evaluation.results_folder().glob("compare-*")), ids=lambda p: p.stem)
+COMPARISONS = [path for study in ("compare", "long") for path in sorted(evaluation.results_folder().glob(f"{study}-*"))]
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda p: p.stem)
 def test_comparisons_are_whole(path):
     run = json.loads(path.read_text())
-    assert path.stem == f"compare-{run['variant']}-seed{run['seed']}" and run["variant"] in VARIANTS
+    assert path.stem == f"{run['study']}-{run['variant']}-seed{run['seed']}" and run["variant"] in VARIANTS
     for key in ("commit", "hardware", "seconds", "clips_seen", "parameters", "test_clips", "curve"):
         assert run.get(key) not in (None, "", []), key
     assert set(run["metrics"]) == set(PROTOCOLS) and not {"out", "start"} & set(run["training"])
 
 
-@pytest.mark.parametrize("path", sorted(evaluation.results_folder().glob("compare-*")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda p: p.stem)
 def test_comparisons_were_trained_as_their_variants_say(path):
     run = json.loads(path.read_text())
-    variant = VARIANTS[run["variant"]]
-    config = plain(replace(TrainingConfig(tokenizer="moving-mnist-tiny", minutes=3.0), **variant.training))
+    variant, minutes = VARIANTS[run["variant"]], {"compare": 3.0, "long": 20.0}[run["study"]]
+    config = plain(replace(TrainingConfig(tokenizer="moving-mnist-tiny", minutes=minutes), **variant.training))
     concerns_all = {"size", "digits", "frames", "stochastic", "source", "tokenizer", "minutes", "batch", "adamw_rate", "clip", "average"}
     compared = set(config) - {"out", "start", "seed"} if variant.layer else concerns_all
     assert {key: run["training"].get(key, 0.0) for key in compared} == {key: config[key] for key in compared}
