@@ -361,8 +361,8 @@ class Nothing(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         return torch.zeros_like(x)
 
-    def step(self, x_t: Tensor, cache: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
-        return torch.zeros_like(x_t), cache
+    def read(self, x: Tensor, cache: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
+        return torch.zeros_like(x), cache
 
     def empty_cache(self, batch: int, grid: tuple[int, int], window: int | None = None) -> KeyValueCache:
         nothing = torch.zeros(batch * grid[0] * grid[1], 1, window or 1, 0)
@@ -393,8 +393,7 @@ class NoResidual(TransformerLayer):
         if cache is None:
             x = self.temporal(x, lengths)
         else:
-            y, cache = self.temporal.step(x[:, 0], cache)
-            x = y[:, None]
+            x, cache = self.temporal.read(x, cache)
         x = self.feed_forward(x)
         kl = x.new_zeros(x.shape[:2], dtype=torch.float32)
         if self.gaussian is not None:
@@ -422,19 +421,16 @@ class JointAttention(SpatialAttention):
         keys, values = weight.new_zeros(2, batch * grid[0] * grid[1], heads, window, weight.shape[0] // heads)
         return KeyValueCache(keys, values, torch.zeros((), dtype=torch.long, device=weight.device))
 
-    def step(self, x_t: Float[Tensor, "B h w E"], cache: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
-        """As `TemporalAttention.step`; the cache holds the same keys and values, per pixel."""
-        B, h, w, _ = x_t.shape
-        q, k, v = self.attend.split(self._pixels(x_t[:, None]))  # (B N p d)
-        latest = [rearrange(t, "B N p d -> (B p) N 1 d") for t in (k, v)]
-        keys, values = (torch.cat([old[:, :, 1:], new], dim=2) for old, new in zip(cache, latest))
-        W, filled = keys.shape[2], (cache.filled + 1).clamp(max=keys.shape[2])
-        slot = torch.arange(W, device=keys.device)
-        rotated = rotary(keys, slot)
-        rotated, flat = (rearrange(t, "(B p) N W d -> B N (W p) d", B=B) for t in (rotated, values))
-        mask = (slot >= W - filled).repeat_interleave(h * w)[None, None, None]
-        y = attention(rotary(q, slot[-1:].expand(h * w)), rotated, flat, mask)
-        return rearrange(self.attend.merge(y), "B (h w) E -> B h w E", h=h), KeyValueCache(keys, values, filled)
+    def read(self, x: Float[Tensor, "B T h w E"], cache: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
+        """As `TemporalAttention.read`; the cache holds the same keys and values, per pixel."""
+        B, T, h, w, _ = x.shape
+        q, k, v = self.attend.split(rearrange(self._pixels(x), "(B T) p E -> B (T p) E", B=B))  # (B N T·p d)
+        cache = cache.add(*(rearrange(t, "B N (T p) d -> (B p) N T d", T=T) for t in (k, v)))
+        slot = torch.arange(cache.keys.shape[2], device=x.device)
+        keys, values = (rearrange(t, "(B p) N W d -> B N (W p) d", B=B) for t in (rotary(cache.keys, slot), cache.values))
+        mask = cache.visible(T).repeat_interleave(h * w, 0).repeat_interleave(h * w, 1)[None, None]
+        y = self.attend.merge(attention(rotary(q, slot[-T:].repeat_interleave(h * w)), keys, values, mask))
+        return rearrange(y, "B (T h w) E -> B T h w E", T=T, h=h), cache
 
 
 class Joint(TransformerLayer):

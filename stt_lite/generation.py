@@ -198,11 +198,12 @@ class VideoModel(nn.Module):
         """The last frame's latents, and a cache that knows all frames before it."""
         parts = prompt.flatten(0, 1).to(self.transformer.start).split(256)
         latents = torch.cat([self.tokenizer.quantize(self.tokenizer.encode(part))[0] for part in parts])
-        latent, cache = None, self.transformer.empty_cache(len(prompt), slots)
-        for t, known in enumerate(latents.unflatten(0, prompt.shape[:2]).unbind(1)):
-            _, cache = self._step(t, latent, cache, generators, temperature, target=known)
-            latent = known
-        return latent, cache
+        latents, T = latents.unflatten(0, prompt.shape[:2]), min(prompt.shape[1], slots)
+        noise = torch.cat([self.transformer.draw_noise(1, T, g) for g in generators])
+        cache = self.transformer.read(latents[:, :T], slots, noise, temperature)
+        for t in range(T, prompt.shape[1]):  # what the cache has no room for: the oldest frames make way one by one
+            _, cache = self._step(t, latents[:, t - 1], cache, generators, temperature, target=latents[:, t])
+        return latents[:, -1], cache
 
     def _roll(self, latent, cache, t, samples, temperature, generators) -> Iterator[Tensor]:
         """Yields the latents ((B S) D h w) of frames t, t + 1, ... without end: codewords, or the mean at temperature 0."""

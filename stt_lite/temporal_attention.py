@@ -57,6 +57,23 @@ class KeyValueCache(NamedTuple):
     values: Float[Tensor, "n N W d"]
     filled: Int[Tensor, ""]  # how many of the W slots hold frames, counted from the end
 
+    def add(self, keys: Float[Tensor, "n N T d"], values: Float[Tensor, "n N T d"]) -> "KeyValueCache":
+        """The cache after T more frames, at most W; as many of the oldest slots drop out."""
+        T, W = keys.shape[2], self.keys.shape[2]
+        if T > W:
+            raise ValueError(f"the cache must have a slot for each new frame, got {T} frames for {W} slots")
+        pairs = (self.keys, keys), (self.values, values)
+        return KeyValueCache(
+            *(torch.cat([old[:, :, T:], new.to(old.dtype)], dim=2) for old, new in pairs), (self.filled + T).clamp(max=W)
+        )
+
+    def visible(self, frames: int, window: int | None = None) -> Bool[Tensor, "T W"]:
+        """The slots that each of the newest `frames` may look at: filled ones up to its own, the last `window` of them."""
+        slot = torch.arange(self.keys.shape[2], device=self.keys.device)
+        now = slot[-frames:, None]
+        seen = (slot <= now) & (slot >= len(slot) - self.filled)
+        return seen if window is None else seen & (slot > now - window)
+
 
 class TemporalAttention(nn.Module):
     """Causal attention of each latent pixel to its own past; no pixel sees another.
@@ -143,21 +160,27 @@ class TemporalAttention(nn.Module):
         Raises:
             ValueError: a cache made for another number of pixels.
         """
-        B, h, w, _ = x_t.shape
+        y, cache = self.read(x_t[:, None], cache)
+        return y[:, 0], cache
+
+    def read(self, x: Float[Tensor, "B T h w E"], cache: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
+        """T frames at once, each of which follows those before it and those in `cache`: outputs (B T h w E), and the new cache.
+
+        Equals T calls of `step`, as long as no frame has to leave the cache.
+
+        Raises:
+            ValueError: a cache made for another number of pixels, or with fewer than T slots.
+        """
+        B, T, h, w, _ = x.shape
         if len(cache.keys) != B * h * w:
             raise ValueError(f"cache must hold B·h·w = {B * h * w} pixels, got {len(cache.keys)}")
-        q, k, v = self.attend.split(rearrange(self.norm(x_t), "B h w E -> (B h w) 1 E"))
-        keys = torch.cat([cache.keys[:, :, 1:], k.to(cache.keys.dtype)], dim=2)  # the oldest frame drops out
-        values = torch.cat([cache.values[:, :, 1:], v.to(cache.values.dtype)], dim=2)
-        W = keys.shape[2]
-        filled = (cache.filled + 1).clamp(max=W)
-        slot = torch.arange(W, device=keys.device)
-        seen = filled if self.window is None else filled.clamp(max=self.window)
-        mask = (slot >= W - seen)[None, None, None]  # (1 1 1 W); causal=True would let the query see slot 0 alone
-        q = rotary(q.to(keys.dtype), slot[-1:])  # "now" is the last slot
-        y = attention(q, rotary(keys, slot), values, mask)
-        y = rearrange(self.attend.merge(y.to(v.dtype)), "(B h w) 1 E -> B h w E", B=B, h=h, w=w)
-        return y, KeyValueCache(keys, values, filled)
+        q, k, v = self.attend.split(rearrange(self.norm(x), "B T h w E -> (B h w) T E"))
+        cache = cache.add(k, v)
+        slot = torch.arange(cache.keys.shape[2], device=x.device)
+        q = rotary(q.to(cache.keys.dtype), slot[-T:])  # "now" is the last slot
+        mask = cache.visible(T, self.window)[None, None]  # (1 1 T W); causal=True would let the first query see slot 0 alone
+        y = self.attend.merge(attention(q, rotary(cache.keys, slot), cache.values, mask).to(v.dtype))
+        return rearrange(y, "(B h w) T E -> B T h w E", B=B, h=h, w=w), cache
 
     def weights(self, x: Float[Tensor, "B T h w E"]) -> Float[Tensor, "B h w N T T2"]:
         """How much each frame (T) looks at each frame (T2) of the same pixel, per head: for figures."""

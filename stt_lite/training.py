@@ -318,11 +318,11 @@ def roll_out(
     """
     B, T = latents.shape[:2]
     noise = net.draw_noise(B, T) if noise is None else noise
-    cache, frames = net.empty_cache(B, window=T), []
-    for t in range(T):
-        known = latents[:, t] if t < prompt else None
-        prediction, cache = net.step(frames[-1] if frames else None, cache, noise[:, t], known, temperature)
-        frames.append(snap(tokenizer, prediction, net.config.head) if known is None else known)
+    frames = list(latents[:, :prompt].unbind(1))
+    cache = net.read(latents[:, :prompt], T, noise[:, :prompt], temperature)
+    for t in range(prompt, T):
+        prediction, cache = net.step(frames[-1], cache, noise[:, t], temperature=temperature)
+        frames.append(snap(tokenizer, prediction, net.config.head))
     return torch.stack(frames, dim=1)
 
 
@@ -378,7 +378,8 @@ class TransformerObjective(nn.Module):
         context = corrupt(dimmed.view_as(target), tokenizer, rate, chance, random)
         if progress > 1 - c.rollout_share:  # the last part: learn to continue what it made itself
             known = prompt if forecast else True
-            context = roll_out(model, tokenizer, context, prompt, noise, temperature=0.0 if forecast else 1.0)
+            seen, how = context[:, :-1], 0.0 if forecast else 1.0  # what stands in the last place, no prediction sees
+            context[:, :-1] = roll_out(model, tokenizer, seen, prompt, noise[:, :-1], temperature=how)
         beta = beta_warmup(round(1000 * progress), round(1000 * c.beta_warmup), c.beta)  # in thousandths of the budget
         beta = torch.tensor(beta, device=clips.device)  # a tensor: a compiled forward need not be compiled again
         return dict(clips=clips, context=context, target=target, indices=indices, noise=noise, beta=beta, known=known)

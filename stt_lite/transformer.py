@@ -87,13 +87,13 @@ class TransformerLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x, noise, posterior_input=None, temperature=1.0, lengths=None, cache=None):
-        """The stream after the layer, the KL of each frame (B T), and the cache, moved on by one frame where given."""
+        """The stream after the layer, the KL of each frame (B T), and the cache, which knows the T frames now, where given."""
         x = x + self.dropout(self.spatial(x))
         if cache is None:
             x = x + self.dropout(self.temporal(x, lengths))
-        else:  # x holds one frame; the cache knows the others
-            y, cache = self.temporal.step(x[:, 0], cache)
-            x = x + y[:, None]
+        else:  # x holds the newest frames; the cache knows the others
+            y, cache = self.temporal.read(x, cache)
+            x = x + y
         x = x + self.dropout(self.feed_forward(x))
         kl = x.new_zeros(x.shape[:2], dtype=torch.float32)
         if self.gaussian is not None:
@@ -158,15 +158,19 @@ class SpatialTemporalTransformer(nn.Module):
         noise = self.draw_noise(B, T) if noise is None else noise
         posterior = self.training if posterior is None else posterior
         seen = truth[:, : T if posterior is True else posterior] if posterior else None
-        kls = []
-        for i, layer in enumerate(self.layers):
-            x, kl, _ = layer(x, noise[:, :, i], seen, temperature, lengths)
-            kls.append(kl)
-        kl = torch.stack(kls, dim=-1)  # (B T L)
-        kl = kl if real is None else torch.where(real[..., None], kl, 0)
-        return TransformerOutput(self.head(self.norm(x)).movedim(-1, 2), kl)
+        prediction, kl, _ = self._run(x, noise, seen, temperature, lengths)
+        return TransformerOutput(prediction, kl if real is None else torch.where(real[..., None], kl, 0))
 
-    def _embed(self, latents: Float[Tensor, "B T D h w"], real: Bool[Tensor, "B T"] | None) -> Tensor:  # (B T h w E)
+    def _run(self, x, noise, seen, temperature, lengths=None, cache=None):
+        """All layers and the head: prediction (B T D_or_K h w), KL (B T L), and what the cache, if any, knows after."""
+        kls, after = [], []
+        for i, layer in enumerate(self.layers):
+            x, kl, known = layer(x, noise[:, :, i], seen, temperature, lengths, None if cache is None else cache[i])
+            kls.append(kl)
+            after.append(known)
+        return self.head(self.norm(x)).movedim(-1, 2), torch.stack(kls, dim=-1), tuple(after)
+
+    def _embed(self, latents: Float[Tensor, "B T D h w"], real: Bool[Tensor, "B T"] | None = None) -> Tensor:  # (B T h w E)
         latents = latents.detach()  # the tokenizer does not learn from the predictor
         if real is not None:  # whatever stands in the padding reaches neither outputs nor gradients
             latents = torch.where(real[:, :, None, None, None], latents, 0)
@@ -190,17 +194,36 @@ class SpatialTemporalTransformer(nn.Module):
         """
         h, w = self.config.grid
         B = len(cache[0].keys) // (h * w)
-        if latent is None:
-            x = self.start.expand(B, 1, h, w, -1)
-        else:
-            x = self.embed(latent.detach().movedim(1, -1))[:, None]  # (B 1 h w E)
-        noise = self.draw_noise(B, 1)[:, 0] if noise is None else noise
-        seen = None if target is None else self.embed(target.detach().movedim(1, -1))[:, None]
-        after = []
-        for i, layer in enumerate(self.layers):
-            x, _, known = layer(x, noise[:, None, i], seen, temperature, cache=cache[i])
-            after.append(known)
-        return self.head(self.norm(x))[:, 0].movedim(-1, 1), tuple(after)
+        x = self.start.expand(B, 1, h, w, -1) if latent is None else self._embed(latent[:, None])  # (B 1 h w E)
+        noise = self.draw_noise(B, 1) if noise is None else noise[:, None]
+        seen = None if target is None else self._embed(target[:, None])
+        prediction, _, cache = self._run(x, noise, seen, temperature, cache=cache)
+        return prediction[:, 0], cache
+
+    def read(
+        self,
+        latents: Float[Tensor, "B T D h w"],
+        window: int | None = None,
+        noise: Float[Tensor, "B T L h w Z"] | None = None,
+        temperature: float = 1.0,
+    ) -> tuple[KeyValueCache, ...]:
+        """A prompt at once: the cache after T calls of `step` with known frames. The next step takes `latents[:, -1]`.
+
+        In mode "latent" each z is drawn from the posterior, as in `step` with a `target`.
+
+        Args:
+            latents: the prompt's frames. The cache knows all but the newest, and the start token before them.
+            window: slots of the cache, at least T; None takes the config's window.
+            noise, temperature: as in `forward`.
+
+        Raises:
+            ValueError: fewer than T slots.
+        """
+        (B, T), (h, w) = latents.shape[:2], self.config.grid
+        frames = self._embed(latents)
+        x = torch.cat([self.start.to(frames.dtype).expand(B, 1, h, w, -1), frames[:, :-1]], dim=1)
+        noise = self.draw_noise(B, T) if noise is None else noise
+        return self._run(x, noise, frames, temperature, cache=self.empty_cache(B, window))[2]
 
     def empty_cache(self, batch: int, window: int | None = None) -> tuple[KeyValueCache, ...]:
         """One cache per layer for `batch` clips and `window` frames; None takes the config's window."""

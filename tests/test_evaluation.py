@@ -218,6 +218,9 @@ def test_a_variants_cache_agrees_with_its_forward_pass_and_is_causal(name, gauss
         for t in range(5):
             one, cache = net.step(latents[:, t - 1] if t else None, cache, noise[:, t])
             assert torch.allclose(one, at_once[:, t], atol=1e-4)
+        x, temporal = torch.randn(2, 5, 2, 3, 16), net.layers[0].temporal
+        together, _ = temporal.read(x, temporal.empty_cache(2, (2, 3), 7))
+        assert torch.allclose(together, temporal(x), atol=1e-4)
         later = latents.clone()
         later[:, 3] += 1
         assert torch.allclose(net(later, noise=noise).prediction[:, :4], at_once[:, :4], atol=1e-5)

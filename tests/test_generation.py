@@ -160,19 +160,45 @@ def test_first_new_frame_comes_from_all_prompt_frames(head):
 
 
 def test_z_of_the_prompt_comes_from_the_posterior():
-    model, prompt, seen = small(), clips(1, 4), []
-    step = model.transformer.step
+    model, prompt, seen, known = small(), clips(1, 4), [], []
+    step, read = model.transformer.step, model.transformer.read
 
     def watched(latent, cache, noise, target, temperature):
         seen.append((None if target is None else target.clone(), temperature))
         return step(latent, cache, noise, target, temperature)
 
-    model.transformer.step = watched
-    model.generate(prompt, 3, temperature=2.0, seed=0)
+    def watched_read(latents, window, noise, temperature):
+        known.append((latents.clone(), temperature))
+        return read(latents, window, noise, temperature)
+
+    model.transformer.step, model.transformer.read = watched, watched_read
     latents = to_latents(model, prompt)
-    assert [target is not None for target, _ in seen] == [True] * 4 + [False] * 3
-    assert all(torch.equal(target, latents[:, t]) for t, (target, _) in enumerate(seen[:4]))
-    assert [temperature for _, temperature in seen] == [1.0] * 4 + [2.0] * 3  # a hot future, a prompt read as it is
+    for at_once, window in ((4, None), (3, 3), (1, 1)):  # what a small cache has no place for comes one by one
+        seen.clear(), known.clear()
+        model.generate(prompt, 3, temperature=2.0, seed=0, window=window)
+        ((first, cold),) = known  # a hot future, a prompt read as it is
+        assert torch.equal(first, latents[:, :at_once]) and cold == 1.0
+        assert [target is not None for target, _ in seen] == [True] * (4 - at_once) + [False] * 3
+        assert all(torch.equal(target, latents[:, at_once + t]) for t, (target, _) in enumerate(seen[: 4 - at_once]))
+        assert [temperature for _, temperature in seen] == [1.0] * (4 - at_once) + [2.0] * 3
+
+
+@every_kind
+@pytest.mark.parametrize("window", [None, 4, 1])
+def test_a_prompt_read_at_once_is_one_read_frame_by_frame(gaussian, head, window):
+    model, prompt = small(gaussian=gaussian, head=head), clips(2, 6)
+    at_once = model.generate(prompt, 4, 2, temperature=0.5, seed=0, window=window)
+
+    def one_by_one(latents, window, noise, temperature):
+        cache, previous = model.transformer.empty_cache(len(latents), window), None
+        for t, known in enumerate(latents.unbind(1)):
+            _, cache = model.transformer.step(previous, cache, noise[:, t], known, temperature)
+            previous = known
+        return cache
+
+    model.transformer.read = one_by_one
+    slow = model.generate(prompt, 4, 2, temperature=0.5, seed=0, window=window)
+    assert torch.allclose(slow, at_once, atol=1e-5)
 
 
 def test_what_goes_back_in_is_codewords():
@@ -264,14 +290,15 @@ def test_stream_equals_generate(gaussian, head):
 
 def test_stream_computes_a_frame_when_asked():
     model, calls = small(), []
-    step = model.transformer.step
-    model.transformer.step = lambda *a: (calls.append(1), step(*a))[1]
+    step, read = model.transformer.step, model.transformer.read
+    model.transformer.step = lambda *a: (calls.append("step"), step(*a))[1]
+    model.transformer.read = lambda *a: (calls.append("read"), read(*a))[1]
     frames = model.stream(clips(1, 4), 5, seed=0)
     assert not calls
     next(frames)
-    assert len(calls) == 5  # four of the prompt, one new
+    assert calls == ["read", "step"]  # the prompt, and one new frame
     next(frames)
-    assert len(calls) == 6
+    assert calls == ["read", "step", "step"]
 
 
 # The window
@@ -282,7 +309,7 @@ def test_long_rollouts_keep_the_cache_small():
     step = model.transformer.step
     model.transformer.step = lambda latent, cache, *rest: (places.append(cache[0].keys.shape), step(latent, cache, *rest))[1]
     assert model.generate(clips(1, 4), 30, seed=0).shape[2] == 34
-    assert set(places) == {(6, 2, 6, 8)} and len(places) == 34
+    assert set(places) == {(6, 2, 6, 8)} and len(places) == 30
     places.clear()
     model.generate(clips(1, 3), 2, seed=0)
     assert {shape[2] for shape in places} == {5}  # a short video needs less
@@ -301,21 +328,30 @@ def test_window_that_nothing_leaves_changes_nothing():
 
 def test_sliding_window_keeps_the_start_token():
     model, caches = small(), []
-    step = model.transformer.step
+    step, read = model.transformer.step, model.transformer.read
 
     def watched(*arguments):
         prediction, cache = step(*arguments)
         caches.append(cache)
         return prediction, cache
 
-    model.transformer.step = watched
-    model.generate(clips(1, 3), 12, window=5, seed=0)
-    for i in range(2):
-        start, newest = caches[0][i].keys[:, :, -1], [cache[i].keys[:, :, -1] for cache in caches]
-        for t, cache in enumerate(caches):
-            kept = [start, *newest[max(1, t - 3) : t + 1]] if t else [start]  # start, and the four newest frames
-            assert torch.equal(cache[i].keys[:, :, -len(kept) :], torch.stack(kept, dim=2))
-            assert cache[i].filled == len(kept)
+    def watched_read(*arguments):
+        caches.append(read(*arguments))
+        return caches[-1]
+
+    model.transformer.step, model.transformer.read = watched, watched_read
+    for T in (3, 8):  # a prompt that the window holds, and one that it does not
+        caches.clear()
+        model.generate(clips(1, T), 12, window=5, seed=0)
+        held = min(T, 5)  # after reading at once: start token and T - 1 frames
+        assert len(caches) == 1 + (T - held) + 12
+        for i in range(2):
+            start, *newest = caches[0][i].keys[:, :, -held:].unbind(2)
+            newest += [cache[i].keys[:, :, -1] for cache in caches[1:]]
+            for t, cache in enumerate(caches):
+                kept = [start, *newest[: held - 1 + t][-4:]]  # start, and the four newest frames
+                assert torch.equal(cache[i].keys[:, :, -len(kept) :], torch.stack(kept, dim=2))
+                assert cache[i].filled == len(kept)
 
 
 @pytest.mark.parametrize("window", [1, 3, 5])

@@ -154,6 +154,34 @@ def test_a_full_cache_slides():
     torch.testing.assert_close(run_cached(full, x, 5), window(x), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("window", [None, 3])
+def test_frames_read_together_are_those_read_one_by_one(window):
+    layer = TemporalAttention(16, 2, window=window)
+    x = torch.randn(2, 9, 3, 5, 16)
+    cache, parts = layer.empty_cache(2, (3, 5), window=12), []
+    for part in x.split([4, 1, 3, 1], dim=1):
+        before = KeyValueCache(*(t.clone() for t in cache))
+        y, new = layer.read(part, cache)
+        assert all(torch.equal(a, b) for a, b in zip(before, cache))  # pure
+        cache, parts = new, parts + [y]
+    torch.testing.assert_close(torch.cat(parts, 1), layer(x), rtol=0, atol=1e-5)
+    slow = layer.empty_cache(2, (3, 5), window=12)
+    for x_t in x.unbind(1):
+        _, slow = layer.step(x_t, slow)
+    for a, b in zip(cache, slow):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    assert cache.filled == 9
+
+
+def test_what_a_cache_lets_the_newest_frames_see():
+    cache = TemporalAttention(8, 2).empty_cache(1, (1, 1), window=5)
+    cache = cache.add(*torch.randn(2, 1, 2, 4, 4))  # slots 1 to 4
+    marks = {None: ["01100", "01110", "01111"], 2: ["01100", "00110", "00011"], 1: ["00100", "00010", "00001"]}
+    for window, rows in marks.items():
+        seen = cache.visible(3, window)
+        assert ["".join("01"[x] for x in row) for row in seen.int().tolist()] == rows
+
+
 def test_a_step_is_pure():
     layer = TemporalAttention(16, 2)
     cache = layer.empty_cache(2, (3, 5), window=4)
@@ -288,6 +316,10 @@ def test_gradients_reach_every_parameter():
                 torch.zeros(2, 3, 5, 8), TemporalAttention(8, 2, window=4).empty_cache(1, (3, 5))
             ),
             "cache must hold B·h·w = 30 pixels, got 15",
+        ),
+        (
+            lambda: TemporalAttention(8, 2).read(torch.zeros(1, 4, 3, 5, 8), TemporalAttention(8, 2).empty_cache(1, (3, 5), 3)),
+            "the cache must have a slot for each new frame, got 4 frames for 3 slots",
         ),
     ],
 )

@@ -182,12 +182,12 @@ def test_roll_out_keeps_the_prompt_and_goes_on_from_its_own_frames(gaussian):
             assert torch.equal(stt.snap(tokenizer, prediction, "regression"), rolled[:, t])
 
 
-def prepared(folder, progress=0.0, **changes):
-    """What a small transformer's objective prepares of eight clips, and the tokenizer."""
+def prepared(folder, progress=0.0, step=0, **changes):
+    """What a small transformer's objective prepares of eight clips at a step of its run, and the tokenizer."""
     config = tiny(folder, batch=8, frames=8, corruption=0.0, **changes)
     net = stt.SpatialTemporalTransformer(stt.TransformerConfig(width=16, layers=2, heads=2))
     objective = stt.TransformerObjective(net, stt.load_tokenizer("moving-mnist-tiny"), config).train()
-    cpu, device = training.seed_everything(0, 0, torch.device("cpu"))
+    cpu, device = training.seed_everything(0, step, torch.device("cpu"))
     return objective.prepare(objective.sample(cpu, torch.device("cpu")), progress, device, lambda x: x), objective.tokenizer
 
 
@@ -205,9 +205,13 @@ def test_fade_dims_the_context_and_not_the_target(tmp_path):
 
 def test_rollouts_replace_at_most_their_share_of_a_clip(tmp_path):
     for length, least in ((0.25, 6), (0.75, 2)):
-        batch, _ = prepared(tmp_path, progress=0.99, rollout_share=0.5, fade=0.0, rollout_length=length)
-        assert torch.equal(batch["context"][:, :least], batch["target"][:, :least])
-        assert not torch.equal(batch["context"], batch["target"])
+        rolled = set()
+        for step in range(8):
+            batch, _ = prepared(tmp_path, 0.99, step, rollout_share=0.5, fade=0.0, rollout_length=length)
+            own = (batch["context"] != batch["target"]).flatten(2).any(-1).any(0)  # (T)
+            assert not own[:least].any() and not own[-1]  # no prediction sees the last frame
+            rolled.add(own.nonzero().flatten().tolist()[0] if own.any() else 7)
+        assert min(rolled) == least and len(rolled) > (1 if length == 0.25 else 2)
 
 
 def test_a_forecast_knows_the_z_of_its_prompt_alone(tmp_path):
@@ -231,9 +235,11 @@ def test_a_forecast_knows_the_z_of_its_prompt_alone(tmp_path):
         assert all(p.grad is not None for p in net.parameters())  # processes wait for each other's gradients
     drawn = [prepared(tmp_path, forecast_share=share)[0]["known"] for share in (0.0, 0.999)]
     assert drawn[0] is True and 2 <= drawn[1] <= 4
-    rolled, _ = prepared(tmp_path, progress=0.99, rollout_share=0.5, fade=0.0, rollout_length=0.5, forecast_share=0.999)
-    same = (rolled["context"] == rolled["target"]).flatten(2).all(-1).all(0)  # frames that are all real
-    assert same[: rolled["known"]].all() and not same[rolled["known"]]
+    for step in range(4):
+        options = dict(rollout_share=0.5, fade=0.0, rollout_length=0.5, forecast_share=0.999)
+        rolled, _ = prepared(tmp_path, 0.99, step, **options)
+        same = (rolled["context"] == rolled["target"]).flatten(2).all(-1).all(0)  # frames that are all real
+        assert same[: rolled["known"]].all() and same[rolled["known"]] == (rolled["known"] == 7)  # the last is not seen
 
 
 def test_the_tokenizer_is_frozen(tmp_path):

@@ -224,6 +224,23 @@ def test_cached_equals_uncached_over_40_frames(gaussian, head, window, slots, un
         torch.testing.assert_close(run_cached(net, latents, noise, slots, known=True), whole, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("gaussian, head", [("latent", "regression"), ("latent", "token"), ("bottleneck", "token"), ("off", "regression")])
+@pytest.mark.parametrize("window, slots", [(None, 12), (3, 12), (None, 9)])
+@torch.no_grad()
+def test_read_is_a_step_for_each_known_frame(gaussian, head, window, slots):
+    net = small(gaussian=gaussian, head=head, window=window).eval()
+    latents, noise = clips(2, 9), net.draw_noise(2, 9)
+    cache, previous = net.empty_cache(2, slots), None
+    for t in range(9):
+        _, cache = net.step(previous, cache, noise[:, t], latents[:, t], 0.7)
+        previous = latents[:, t]
+    for layer, other in zip(net.read(latents, slots, noise, 0.7), cache, strict=True):
+        for a, b in zip(layer, other, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="a slot for each new frame, got 9 frames for 8 slots"):
+        net.read(latents, 8, noise)
+
+
 @torch.no_grad()
 def test_step_is_pure_and_keeps_shapes():
     net = small().eval()
