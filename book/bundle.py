@@ -1,10 +1,13 @@
 """Bundle a trained folder under a name: `python book/bundle.py runs/moving-mnist-tiny moving-mnist-tiny`.
 
+With `--mix OTHER --share 0.7`, the transformer's weights are 0.7 of this run's and 0.3 of another one's that started from
+the same weights, and the record tells of both.
 Evaluates it on held-out clips, adds the figures to its record, and puts weights and record where the package and the
 book look for them. The tokenizer goes with it unless the run started from the bundled one of that name.
 """
 
 import json
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,9 @@ class Args:
     folder: tyro.conf.Positional[Path]  # what `stt-lite train` wrote
     name: tyro.conf.Positional[str]
     clips: int = 500  # held-out clips of each seed to evaluate on
+    mix: Path | None = None  # another run from the same start, whose weights are mixed in
+    share: float = 0.5  # of the first run in that mixture
+    note: str = ""  # what else the record should say
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -29,7 +35,23 @@ def public(record: dict) -> dict:
     """The record without folders of this machine, also in what it says of earlier runs."""
     training = {key: value for key, value in record.get("training", {}).items() if key not in ("out", "start")}
     record = record | {"training": training}
-    return record | {"started_from": public(record["started_from"])} if "started_from" in record else record
+    return record | {key: public(record[key]) for key in ("started_from", "mixed_with") if key in record}
+
+
+def mixture(folder: Path, other: Path, share: float, out: Path) -> Path:
+    """Write `share` of one run's weights plus the rest of another's to the folder `out`, with a record of both."""
+    first, second = (stt.load_transformer(run / "transformer.safetensors") for run in (folder, other))
+    weights = second.state_dict()
+    first.load_state_dict({name: weights[name].lerp(value, share) for name, value in first.state_dict().items()})
+    record, added = (json.loads((run / "transformer.json").read_text()) for run in (folder, other))
+    if record.get("started_from", {}).get("sha256") != added.get("started_from", {}).get("sha256"):
+        raise ValueError(f"mix must have started from the same weights as {folder}, got {other}")
+    known = ("config", "started_from", "data", "sha256")
+    record |= {"share": share, "mixed_with": {key: value for key, value in added.items() if key not in known}}
+    stt.save_transformer(first, out / "transformer.safetensors", record)
+    for name in ("tokenizer.safetensors", "tokenizer.json"):
+        shutil.copy(folder / name, out / name)
+    return out
 
 
 def tokenizer_metrics(model: stt.VideoModel) -> dict:
@@ -97,19 +119,25 @@ def game_measures(model: stt.VideoModel) -> dict:
 
 
 def main(args: Args) -> None:
-    model = stt.load_pretrained(args.folder, args.device)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder if args.mix is None else mixture(args.folder, args.mix, args.share, Path(temporary))
+        bundle(folder, args)
+
+
+def bundle(source: Path, args: Args) -> None:
+    model = stt.load_pretrained(source, args.device)
     if "played" in model.record["data"]:
         measured = game_measures(model)
     else:
         measured = {"transformer": transformer_metrics(model, args.clips)}
-    if "tokenizer" not in measured and json.loads((args.folder / "tokenizer.json").read_text()).get("copied_from") != args.name:
+    if "tokenizer" not in measured and json.loads((source / "tokenizer.json").read_text()).get("copied_from") != args.name:
         test_clips = "100 clips of 20 frames, held-out digits, seed 1"
         measured["tokenizer"] = {"metrics": tokenizer_metrics(model), "test_clips": test_clips}
     for part, notes in measured.items():
-        record = json.loads((args.folder / f"{part}.json").read_text()) | notes
-        record = public(record) | {"bundle": args.name, "kind": part}
+        record = json.loads((source / f"{part}.json").read_text()) | notes
+        record = public(record) | {"bundle": args.name, "kind": part} | ({"note": args.note} if args.note else {})
         target = stt.weights_folder() / f"{args.name}-{part}.safetensors"
-        stt.write_file(target, (args.folder / f"{part}.safetensors").read_bytes())
+        stt.write_file(target, (source / f"{part}.safetensors").read_bytes())
         for folder in (target.parent, ROOT / "book" / "results"):
             stt.write_file(folder / f"{target.stem}.json", (json.dumps(record, indent=2) + "\n").encode())
     for protocol, errors in measured["transformer"]["metrics"].items():

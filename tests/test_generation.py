@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import bundle
 import stt_lite as stt
 from stt_lite import generation
 from stt_lite.generation import (
@@ -28,7 +29,7 @@ from stt_lite.generation import (
     side_by_side,
 )
 from stt_lite.moving_mnist import moving_mnist
-from stt_lite.training import save_transformer, snap
+from stt_lite.training import load_transformer, save_transformer, snap
 from stt_lite.transformer import SpatialTemporalTransformer, TransformerConfig
 from stt_lite.video import load_video, save_video
 from stt_lite.vq_autoencoder import Tokenizer, TokenizerConfig, save_tokenizer
@@ -439,6 +440,25 @@ def test_folder_of_a_training_run_loads(folder):
     prompt = moving_mnist(1, 3, 32, 1, seed=0)
     assert not model.training and model.record["data"]["size"] == 32 and model.frame_shape == (1, 32, 32)
     assert torch.equal(model.generate(prompt, 2, seed=0), again.generate(prompt, 2, seed=0))
+
+
+def test_two_runs_from_one_start_mix(folder, tmp_path):
+    other, started = tmp_path / "other", {"started_from": {"sha256": "s", "steps": 3}, "training": {"out": "here", "minutes": 2}}
+    net = small(grid=(8, 8)).transformer
+    for parameter in net.parameters():
+        parameter.data.add_(torch.randn_like(parameter))
+    save_transformer(net, other / "transformer.safetensors", started | {"note": "long"})
+    record = json.loads((folder / "transformer.json").read_text())
+    save_transformer(load_pretrained(folder).transformer, folder / "transformer.safetensors", record | started)
+    mixed = load_pretrained(bundle.mixture(folder, other, 0.75, tmp_path / "mixed"))  # the tokenizer comes along
+    a, b = (load_transformer(run / "transformer.safetensors").state_dict() for run in (folder, other))
+    for name, value in mixed.transformer.state_dict().items():
+        torch.testing.assert_close(value, 0.75 * a[name] + 0.25 * b[name])
+    said = bundle.public(mixed.record)
+    assert said["share"] == 0.75 and said["mixed_with"] == {"note": "long", "training": {"minutes": 2}}
+    save_transformer(net, other / "transformer.safetensors", {})
+    with pytest.raises(ValueError, match="mix must have started from the same weights"):
+        bundle.mixture(folder, other, 0.75, tmp_path / "mixed")
 
 
 def test_what_does_not_load_says_why(folder, tmp_path):
