@@ -58,7 +58,11 @@ class KeyValueCache(NamedTuple):
     filled: Int[Tensor, ""]  # how many of the W slots hold frames, counted from the end
 
     def add(self, keys: Float[Tensor, "n N T d"], values: Float[Tensor, "n N T d"]) -> "KeyValueCache":
-        """The cache after T more frames, at most W; as many of the oldest slots drop out."""
+        """The cache after T more frames; as many of the oldest slots drop out.
+
+        Raises:
+            ValueError: more frames than slots, T > W.
+        """
         T, W = keys.shape[2], self.keys.shape[2]
         if T > W:
             raise ValueError(f"the cache must have a slot for each new frame, got {T} frames for {W} slots")
