@@ -1,7 +1,7 @@
 """Bundle a trained folder under a name: `python book/bundle.py runs/moving-mnist-tiny moving-mnist-tiny`.
 
-With `--mix OTHER --share 0.7`, the transformer's weights are 0.7 of this run's and 0.3 of another one's that started from
-the same weights, and the record tells of both.
+With `--mix OTHER --share 0.7`, the transformer's weights are 0.7 of this run's and 0.3 of another one's, which started from
+the same weights or is where this run started, and the record tells of both.
 Evaluates it on held-out clips, adds the figures to its record, and puts weights and record where the package and the
 book look for them. The tokenizer goes with it unless the run started from the bundled one of that name.
 """
@@ -25,7 +25,7 @@ class Args:
     folder: tyro.conf.Positional[Path]  # what `stt-lite train` wrote
     name: tyro.conf.Positional[str]
     clips: int = 500  # held-out clips of each seed to evaluate on
-    mix: Path | None = None  # another run from the same start, whose weights are mixed in
+    mix: Path | None = None  # another run from the same start, or the start itself: its weights are mixed in
     share: float = 0.5  # of the first run in that mixture
     note: str = ""  # what else the record should say
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -44,8 +44,9 @@ def mixture(folder: Path, other: Path, share: float, out: Path) -> Path:
     weights = second.state_dict()
     first.load_state_dict({name: weights[name].lerp(value, share) for name, value in first.state_dict().items()})
     record, added = (json.loads((run / "transformer.json").read_text()) for run in (folder, other))
-    if record.get("started_from", {}).get("sha256") != added.get("started_from", {}).get("sha256"):
-        raise ValueError(f"mix must have started from the same weights as {folder}, got {other}")
+    starts = [run.get("started_from", {}).get("sha256") for run in (record, added)]
+    if starts[0] != starts[1] and added["sha256"] != starts[0]:
+        raise ValueError(f"mix must have started from the same weights as {folder}, or be its start, got {other}")
     known = ("config", "started_from", "data", "sha256")
     record |= {"share": share, "mixed_with": {key: value for key, value in added.items() if key not in known}}
     stt.save_transformer(first, out / "transformer.safetensors", record)

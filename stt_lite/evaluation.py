@@ -461,6 +461,7 @@ class Variant:
 
 TINY_RECIPE = RECIPE | {"beta": PRESETS["moving-mnist-tiny"].beta}
 ROLLOUTS = {"rollout_share": 0.7, "rollout_length": 0.75, "fade": 0.1}
+TUNED = {"gaussian": "off", "rollout_share": 0.4, "rollout_length": 0.6, "fade": 0.0}
 VARIANTS = {
     "base": Variant("base"),
     "convlstm": Variant("ConvLSTM", layer=None),
@@ -479,6 +480,7 @@ VARIANTS = {
     "recipe": Variant("the presets' recipe", TINY_RECIPE),
     "rollouts": Variant("the recipe, long rollouts", TINY_RECIPE | ROLLOUTS),
     "rollouts-off": Variant("the recipe, long rollouts, Gaussian off", TINY_RECIPE | ROLLOUTS | {"gaussian": "off"}),
+    "tuned": Variant("tuned for squared error, Gaussian off", TINY_RECIPE | TUNED),
 }
 
 

@@ -457,8 +457,11 @@ def test_two_runs_from_one_start_mix(folder, tmp_path):
     said = bundle.public(mixed.record)
     assert said["share"] == 0.75 and said["mixed_with"] == {"note": "long", "training": {"minutes": 2}}
     save_transformer(net, other / "transformer.safetensors", {})
+    sha = json.loads((other / "transformer.json").read_text())["sha256"]
     with pytest.raises(ValueError, match="mix must have started from the same weights"):
         bundle.mixture(folder, other, 0.75, tmp_path / "mixed")
+    save_transformer(load_pretrained(folder).transformer, folder / "transformer.safetensors", record | {"started_from": {"sha256": sha}})
+    bundle.mixture(folder, other, 0.75, tmp_path / "mixed")  # a run and its own start
 
 
 def test_what_does_not_load_says_why(folder, tmp_path):
