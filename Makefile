@@ -32,6 +32,7 @@ book: $(READY) ## build the pages into _build/html, and generate a first continu
 	@rm -rf _build # a page that was not written anew would be typeset twice
 	@$(BIN)/python book/vendor.py
 	@$(BIN)/jupyter-book build . -q -W --keep-going
+	@$(BIN)/python book/browser.py
 	@$(BIN)/stt-lite generate --samples 3 --out _build/continuation.gif
 	@echo "The book is in $(PAGES). Open $(CURDIR)/$(PAGES)/book/index.html in a browser, or run: make serve"
 

@@ -3,11 +3,17 @@
 import os
 import re
 import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import pytest
+import torch
 from conftest import ROOT
+
+import stt_lite as stt
 
 PAGES = ROOT / "_build" / "html"
 REQUIRED = os.environ.get("STT_REQUIRE_PAGES") == "1"
@@ -159,3 +165,67 @@ def test_players_fit_a_phone(open_page, name, scheme):
             if part.is_visible():
                 inner = part.bounding_box()
                 assert inner["x"] >= 0 and inner["x"] + inner["width"] <= 390
+
+
+# The generator of chapter 09, which needs pages that are served: a browser lets none from disk load a model
+
+GENERATOR = "notebooks/09_generation.html"
+PICTURES = """() => [...document.querySelectorAll('.stt-generate canvas')].map(
+    c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].filter((_, i) => i % 4 == 0))"""
+
+
+@pytest.fixture(scope="module")
+def address():
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=PAGES))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def generate(page, **chosen):
+    """Choose, press the button, wait for the last frame; each panel's pixels (h w) there."""
+    done = page.locator(".stt-generate").get_attribute("data-done")
+    for label, value in chosen.items():
+        page.get_by_label(label.replace("_", " "), exact=True).select_option(value)
+    page.get_by_role("button", name="Generate").click()
+    page.wait_for_function("was => (document.querySelector('.stt-generate').dataset.done ?? '') != was", arg=done or "")
+    return torch.tensor(page.evaluate(PICTURES)).view(-1, 32, 32)
+
+
+def test_a_page_generates_what_the_package_does(browser, address):
+    context = browser.new_context(viewport={"width": 390, "height": 844})
+    context.set_default_timeout(60_000)
+    page, asked, errors = context.new_page(), [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda m: errors.append(f"{m.text} {m.location}") if m.type == "error" else None)
+    page.goto(f"{address}/{GENERATOR}")
+    assert not any("/generate/" in url for url in asked)  # the model is not loaded before it is wanted
+    model = stt.load_pretrained("moving-mnist-tiny")
+    clips = stt.held_out_clips(model, 8, 45, seed=1)
+    for clip, frames in ((3, 5), (5, 30)):  # thirty frames are more than the cache holds
+        truth, *futures = generate(page, clip=str(clip), futures="2", temperature="0", new_frames=str(frames))
+        assert (truth - 255 * clips[clip - 1, 14 + frames, 0]).abs().max() < 1
+        wanted = model.generate(clips[clip - 1, :15], frames, temperature=0.0, seed=0)[0, 0, -1, 0]
+        assert len(futures) == 2 and all((pixels - 255 * wanted).abs().max() <= 1 for pixels in futures)
+    _, *warm = generate(page, temperature="1", new_frames="5")
+    assert warm[0].max() > 150 and (warm[0] - warm[1]).abs().max() > 5  # two futures
+    assert "10 frames in" in page.get_by_role("status").inner_text()
+    place = page.locator(".stt-generate").bounding_box()
+    assert place["x"] >= 0 and place["x"] + place["width"] <= 390
+    page.get_by_label("frame", exact=True).fill("0")
+    first = torch.tensor(page.evaluate(PICTURES)).view(-1, 32, 32)
+    assert (first - 255 * clips[4, 0]).abs().max() < 1  # scrubbed back to the prompt
+    errors = [error for error in errors if "favicon.ico" not in error]  # browsers ask a server for one
+    assert not errors and all(urlparse(url).hostname == "127.0.0.1" for url in asked if url.startswith("http"))
+    context.close()
+
+
+def test_a_page_from_disk_says_why_it_does_not_generate(open_page):
+    page = open_page(GENERATOR).page
+    page.get_by_role("button", name="Generate").click()
+    page.wait_for_function("document.querySelector('.stt-status').textContent.includes('make serve')")
