@@ -66,10 +66,8 @@ class KeyValueCache(NamedTuple):
         T, W = keys.shape[2], self.keys.shape[2]
         if T > W:
             raise ValueError(f"the cache must have a slot for each new frame, got {T} frames for {W} slots")
-        pairs = (self.keys, keys), (self.values, values)
-        return KeyValueCache(
-            *(torch.cat([old[:, :, T:], new.to(old.dtype)], dim=2) for old, new in pairs), (self.filled + T).clamp(max=W)
-        )
+        keys, values = (torch.cat([old[:, :, T:], new.to(old.dtype)], dim=2) for old, new in zip(self, (keys, values)))
+        return KeyValueCache(keys, values, (self.filled + T).clamp(max=W))
 
     def visible(self, frames: int, window: int | None = None) -> Bool[Tensor, "T W"]:
         """The slots that each of the newest `frames` may look at: filled ones up to its own, the last `window` of them."""
@@ -182,7 +180,7 @@ class TemporalAttention(nn.Module):
         cache = cache.add(k, v)
         slot = torch.arange(cache.keys.shape[2], device=x.device)
         q = rotary(q.to(cache.keys.dtype), slot[-T:])  # "now" is the last slot
-        mask = cache.visible(T, self.window)[None, None]  # (1 1 T W); causal=True would let the first query see slot 0 alone
+        mask = cache.visible(T, self.window)[None, None]  # (1 1 T W); PyTorch's is_causal would let the first query see slot 0 alone
         y = self.attend.merge(attention(q, rotary(cache.keys, slot), cache.values, mask).to(v.dtype))
         return rearrange(y, "(B h w) T E -> B T h w E", B=B, h=h, w=w), cache
 

@@ -87,11 +87,14 @@ class TransformerLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x, noise, posterior_input=None, temperature=1.0, lengths=None, cache=None):
-        """The stream after the layer, the KL of each frame (B T), and the cache, which knows the T frames now, where given."""
+        """The stream after the layer, the KL of each frame (B T), and the cache, which knows the T frames now, where given.
+
+        `noise` (B T h w Z) is this layer's alone; `posterior_input` (B known h w E) and the rest are as in `GaussianLayer`.
+        """
         x = x + self.dropout(self.spatial(x))
         if cache is None:
             x = x + self.dropout(self.temporal(x, lengths))
-        else:  # x holds the newest frames; the cache knows the others
+        else:  # x holds the newest frames; the cache knows the others. For generation, where nothing drops out
             y, cache = self.temporal.read(x, cache)
             x = x + y
         x = x + self.dropout(self.feed_forward(x))
@@ -135,8 +138,9 @@ class SpatialTemporalTransformer(nn.Module):
             latents: the tokenizer's latents, of a codeword each.
             lengths: real frames of each clip, 1 to T, padding at the end; None: all are real.
             noise: from `draw_noise`; None draws it from torch's global generator.
-            posterior: for mode "latent": let frame t's own posterior see frame t. None: in training only. A number:
-                those of so many first frames, as in a prompt; after them z is the prior's mean, as in a forecast.
+            posterior: for mode "latent": let frame t's own posterior see frame t. None: in training only. False or 0: the
+                prior draws everywhere. A number above: so many first frames see themselves, as in a prompt; after them z
+                is the prior's mean, as in a forecast.
             temperature: factor on the standard deviation of what is drawn.
             target: the true latents, where `latents` was corrupted or is the model's own rollout: what the posterior
                 sees; None: `latents` itself.
