@@ -493,7 +493,8 @@ def test_bundles_carry_their_evaluation(name):
         assert record["metrics"][protocol]["per_frame"] == evaluated["model"][protocol]["squared_error"]
 
 
-COMPARISONS = [path for study in ("compare", "long") for path in sorted(evaluation.results_folder().glob(f"{study}-*"))]
+MINUTES = {"compare": 3.0, "long": 20.0, "again3": 3.0, "again20": 20.0}
+COMPARISONS = [path for study in MINUTES for path in sorted(evaluation.results_folder().glob(f"{study}-*"))]
 
 
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda p: p.stem)
@@ -508,7 +509,7 @@ def test_comparisons_are_whole(path):
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda p: p.stem)
 def test_comparisons_were_trained_as_their_variants_say(path):
     run = json.loads(path.read_text())
-    variant, minutes = VARIANTS[run["variant"]], {"compare": 3.0, "long": 20.0}[run["study"]]
+    variant, minutes = VARIANTS[run["variant"]], MINUTES[run["study"]]
     config = plain(replace(TrainingConfig(tokenizer="moving-mnist-tiny", minutes=minutes), **variant.training))
     concerns_all = {"size", "digits", "frames", "stochastic", "source", "tokenizer", "minutes", "batch", "adamw_rate", "clip", "average"}
     compared = set(config) - {"out", "start", "seed"} if variant.layer else concerns_all
