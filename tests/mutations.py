@@ -81,7 +81,7 @@ MUTATIONS = [  # what breaks; module; text; replacement; tests of that module to
     ("swap two gates", EVALUATION, "take, keep, show, new =", "keep, take, show, new =", "lstm"),
     ("show the ConvLSTM what it should predict", EVALUATION, "frames[:, t] if t < prompt else", "frames[:, t] if t <= prompt else", "from_its_own"),
     ("joint attention sees the future", EVALUATION, "time[:, None] >= time", "time[:, None] >= time - 1", "cache_agrees or see_what"),
-    ("joint attention sees the cache's empty slots", EVALUATION, "slot >= W - filled", "slot >= 0", "cache_agrees"),
+    ("joint attention takes the latest frame's time for all", EVALUATION, "slot[-T:].repeat_interleave(h * w)", "slot[-1:].expand(T * h * w)", "cache_agrees"),
     ("count the wrong draws", EVALUATION, "log_choose(i - 1, k - 1)", "log_choose(i, k)", "expected_best"),
     ("swap rows and columns", EVALUATION, "(weight.sum(-1) * rows)", "(weight.sum(-2) * rows)", "centroid"),
     ("take over the Gaussian layers too", EVALUATION, 'if ".gaussian." not in name and', "if", "take_over"),
