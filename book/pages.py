@@ -34,8 +34,9 @@ def choose_scripts(app, config):
 
 
 def drop_scripts(app, pagename, templatename, context, doctree):
-    """Leave out thebe, which needs another host, and MathJax where the formulas are typeset at build time."""
+    """Leave out thebe, which needs another host, MathJax where formulas are typeset at build time, and what a page does not use."""
     unwanted = r"thebe" if app.config.mathjax_path == MATHJAX_URL else r"thebe|mathjax"
+    unwanted += "" if 'class="stt-generate"' in context.get("body", "") else r"|generate\.js"
     scripts = context.get("script_files", [])
     named = [(script, f"{script.filename} {script.attributes.get('body', '')}") for script in scripts]
     context["script_files"] = [script for script, text in named if not re.search(unwanted, text, re.IGNORECASE)]
