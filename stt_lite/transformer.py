@@ -153,17 +153,21 @@ class SpatialTemporalTransformer(nn.Module):
             raise ValueError(f"latents must have shape (B T D h w), (D h w) = {expected}, got {tuple(latents.shape)}")
         if target is not None and target.shape != latents.shape:
             raise ValueError(f"target must have latents' shape, {tuple(latents.shape)}, got {tuple(target.shape)}")
-        B, T, _, h, w = latents.shape
+        B, T = latents.shape[:2]
         real = None if lengths is None else padding_mask(lengths, T)
         frames = self._embed(latents, real)
         truth = frames if target is None else self._embed(target, real)
-        start = self.start.to(frames.dtype).expand(B, 1, h, w, -1)
-        x = torch.cat([start, frames[:, :-1]], dim=1)  # (B T h w E): place t holds frame t - 1
+        x = self._shift(frames)
         noise = self.draw_noise(B, T) if noise is None else noise
         posterior = self.training if posterior is None else posterior
         seen = truth[:, : T if posterior is True else posterior] if posterior else None
         prediction, kl, _ = self._run(x, noise, seen, temperature, lengths)
         return TransformerOutput(prediction, kl if real is None else torch.where(real[..., None], kl, 0))
+
+    def _shift(self, frames: Float[Tensor, "B T h w E"]) -> Float[Tensor, "B T h w E"]:
+        """Place t holds frame t - 1, and place 0 the start token."""
+        start = self.start.to(frames.dtype).expand_as(frames[:, :1])
+        return torch.cat([start, frames[:, :-1]], dim=1)
 
     def _run(self, x, noise, seen, temperature, lengths=None, cache=None):
         """All layers and the head: prediction (B T D_or_K h w), KL (B T L), and what the cache, if any, knows after."""
@@ -223,11 +227,9 @@ class SpatialTemporalTransformer(nn.Module):
         Raises:
             ValueError: fewer than T slots.
         """
-        (B, T), (h, w) = latents.shape[:2], self.config.grid
-        frames = self._embed(latents)
-        x = torch.cat([self.start.to(frames.dtype).expand(B, 1, h, w, -1), frames[:, :-1]], dim=1)
+        (B, T), frames = latents.shape[:2], self._embed(latents)
         noise = self.draw_noise(B, T) if noise is None else noise
-        return self._run(x, noise, frames, temperature, cache=self.empty_cache(B, window))[2]
+        return self._run(self._shift(frames), noise, frames, temperature, cache=self.empty_cache(B, window))[2]
 
     def empty_cache(self, batch: int, window: int | None = None) -> tuple[KeyValueCache, ...]:
         """One cache per layer for `batch` clips and `window` frames; None takes the config's window."""
