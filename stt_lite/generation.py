@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import numbers
 import sys
 import tempfile
 import time
@@ -36,7 +37,7 @@ CACHE_BYTES = 2**29  # keys and values that `generate` holds at once: more futur
 
 
 def _check_number(name: str, value, least: int = 1) -> None:
-    if not isinstance(value, int) or value < least:
+    if not isinstance(value, numbers.Integral) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
@@ -95,16 +96,19 @@ class VideoModel(nn.Module):
         futures than fit into `CACHE_BYTES` go through in groups.
 
         Args:
-            prompt: clips with values in [0, 1], of any number of frames T >= 1; (T C H W) counts as a batch of one.
+            prompt: clips with values in [0, 1], of any number of frames T >= 1; (T C H W) counts as a batch of one, and a
+                single frame (C H W) is `frame[None]`.
             new_frames: frames to generate, at least 1.
             samples: futures S of each clip, at least 1.
-            temperature: factor on the standard deviation of what is drawn; 0 leaves nothing to chance, and shows the mean
-                that the regression head predicts instead of its nearest codewords. The prompt is read at 1 at most: above,
-                its z would misreport what really happened.
-            seed: the same seed gives the same futures; None continues `generator` or torch's global generator.
+            temperature: factor on the standard deviation of what is drawn; a token head's logits are divided by it. 0 leaves
+                nothing to chance, and shows the mean that the regression head predicts instead of its nearest codewords. The
+                prompt is read at 1 at most: above, its z would misreport what really happened.
+            seed: the same seed, a whole number of at most 64 bits, gives the same futures; None continues `generator` or
+                torch's global generator.
             generator: a CPU generator to draw from; not together with `seed`.
-            window: places in the cache, one of them the start token's; the oldest frames leave it, those of a long
-                prompt too. None: as many as the model saw at once in training, or fewer where the video has fewer.
+            window: places in the cache, where there are two or more one of them the start token's; the oldest frames leave it,
+                those of a long prompt too. A transformer with a window of its own lets the start token go as well, as in
+                training. None: as many as the model saw at once in training.
             progress: show a bar on stderr.
 
         Returns:
@@ -167,22 +171,26 @@ class VideoModel(nn.Module):
         check_frames(prompt, "prompt", "B T C H W", channels=C)
         if tuple(prompt.shape[-2:]) != (H, W):
             raise ValueError(f"prompt must have frames of {H}x{W} pixels, got {prompt.shape[-2]}x{prompt.shape[-1]}")
-        numbers = {"new_frames": new_frames, "samples": samples} | ({} if window is None else {"window": window})
-        for name, value in numbers.items():
+        counts = {"new_frames": new_frames, "samples": samples} | ({} if window is None else {"window": window})
+        for name, value in counts.items():
             _check_number(name, value)
-        if not isinstance(temperature, (int, float)) or not 0 <= temperature < math.inf:  # NaN fails too
+        if not isinstance(temperature, numbers.Real) or not 0 <= temperature < math.inf:  # NaN fails too
             raise ValueError(f"temperature must be a number of at least 0, got {temperature!r}")
         if seed is not None and generator is not None:
             raise ValueError("give either seed or generator, not both")
+        if seed is not None and not (isinstance(seed, numbers.Integral) and -(2**63) <= seed < 2**64):
+            raise ValueError(f"seed must be a whole number of at most 64 bits, got {seed!r}")
+        if not isinstance(generator, torch.Generator | None):
+            raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
         if generator is not None and generator.device.type != "cpu":
             raise ValueError(f"generator must be on the CPU, got one on {generator.device}")
         if self.tokenizer.training or self.transformer.training:
             raise ValueError("the model must be in eval mode to generate, got training mode: call model.eval() first")
-        return prompt.float(), window or min(self.trained_frames, prompt.shape[1] + new_frames)
+        return prompt.float(), min(window or self.trained_frames, prompt.shape[1] + new_frames)  # more would stay empty
 
     def _groups(self, prompt, samples, temperature, seed, generator, slots, rows):
         """Yields clips and samples (slices) and their rollout (endless), for groups of at most `rows` futures."""
-        generator = generator if seed is None else torch.Generator().manual_seed(seed)
+        generator = generator if seed is None else torch.Generator().manual_seed(int(seed))
         of_clips = _generators(torch.randint(2**62, (len(prompt),), generator=generator))
         seeds = torch.stack([torch.randint(2**62, (1 + samples,), generator=g) for g in of_clips])  # (B 1+S)
         clips_at_once, samples_at_once = max(1, rows // samples), max(1, min(samples, rows))
@@ -261,7 +269,7 @@ def load_pretrained(name: str | Path = "moving-mnist-tiny", device: torch.device
         The model in eval mode; its `record` is what was noted of the transformer's training.
 
     Raises:
-        ValueError: an unknown name (the closest one is named), damaged files, or two parts that do not fit together.
+        ValueError: an unknown name (a close one is named), damaged files, or two parts that do not fit together.
         FileNotFoundError: a folder without the two files.
     """
     bundled = _bundled()
@@ -273,9 +281,9 @@ def load_pretrained(name: str | Path = "moving-mnist-tiny", device: torch.device
         if missing:
             raise FileNotFoundError(f"{name} must hold {' and '.join(missing)}, which training writes")
     else:
-        closest = difflib.get_close_matches(str(name), bundled, n=1, cutoff=0.0)
-        hint = f"; did you mean {closest[0]!r}" if closest else ""
-        raise ValueError(f"no bundled model or folder {str(name)!r}{hint}? Bundled: {', '.join(bundled) or 'none'}")
+        closest = difflib.get_close_matches(str(name), bundled, n=1)
+        hint = f"; did you mean {closest[0]!r}?" if closest else "."
+        raise ValueError(f"no bundled model or folder {str(name)!r}{hint} Bundled: {', '.join(bundled) or 'none'}")
     tokenizer, transformer = load_tokenizer(paths[0], device), load_transformer(paths[1], device)
     record = paths[1].with_suffix(".json")
     record = json.loads(record.read_text()) if record.is_file() else {}
@@ -347,6 +355,7 @@ def rollout_error(
     Raises:
         ValueError: a prompt that leaves nothing to generate, and whatever `generate` refuses.
     """
+    check_frames(clips, "clips", "B T C H W")
     if not 1 <= prompt < clips.shape[1]:
         raise ValueError(f"prompt must be between 1 and T - 1 = {clips.shape[1] - 1} frames, got {prompt}")
     guess, new = clips[:, prompt - 1 : prompt], clips.shape[1] - prompt
@@ -519,7 +528,8 @@ def explore(model: VideoModel, clips: Float[Tensor, "B T C H W"], prompt_frames:
             button.disabled = False
 
     button.on_click(press)
-    strip = film_strip(clips[:3], prompt_frames=prompt_frames, every=2, width=800)
+    names = [f"clip {i + 1}" for i in range(len(clips[:3]))]
+    strip = film_strip(clips[:3], names, prompt_frames=clips.shape[1], every=2, width=800)
     sliders = [clip, samples, temperature, new_frames, seed]
     box = _box([*sliders, widgets.HBox([button, bar]), view], strip.data, "stt-explorer")
     box.button, box.view = button, view

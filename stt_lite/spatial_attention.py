@@ -33,7 +33,8 @@ def attention_weights(
 
     Args:
         q, k: queries and keys of n sequences and N heads, d channels each.
-        mask: True where a query may look, at one key or more; broadcast to (n N Lq Lk). None: everywhere.
+        mask: True where a query may look, at one key or more (with `causal`: of keys 0 to i); broadcast to (n N Lq Lk). None:
+            everywhere.
         causal: query i looks at keys 0 to i only.
 
     Returns:
@@ -65,7 +66,8 @@ def attention(
 
     Args:
         q, k, v: queries, keys and values of n sequences and N heads, d channels each.
-        mask: True where a query may look, at one key or more; broadcast to (n N Lq Lk). None: everywhere.
+        mask: True where a query may look, at one key or more (with `causal`: of keys 0 to i); broadcast to (n N Lq Lk). None:
+            everywhere.
         causal: query i looks at keys 0 to i only.
         dropout: share of the weights to drop, in [0, 1). Dropped whenever above 0: pass 0 in evaluation.
 

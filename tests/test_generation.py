@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 
 import ipywidgets
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -392,6 +393,9 @@ def test_window_of_one_place():
         ({"temperature": "1"}, ValueError, "temperature .* got '1'"),
         ({"window": 0}, ValueError, "window must be a whole number of at least 1, got 0"),
         ({"seed": 0, "generator": torch.Generator()}, ValueError, "seed or generator, not both"),
+        ({"seed": 1.5}, ValueError, "seed must be a whole number of at most 64 bits, got 1.5"),
+        ({"seed": 2**64}, ValueError, "seed must be a whole number of at most 64 bits"),
+        ({"generator": 5}, TypeError, "generator must be a torch.Generator, got int"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_computed(unchecked, change, kind, words):
@@ -484,6 +488,19 @@ def test_unknown_name_gets_the_closest_one():
     if pretrained():
         with pytest.raises(ValueError, match="did you mean 'moving-mnist-tiny'"):
             load_pretrained("moving-minst-tiny")
+        with pytest.raises(ValueError, match="no bundled model or folder 'runs/mine'. Bundled: .*moving-mnist-tiny"):
+            load_pretrained("runs/mine")  # nothing like it: no guess
+
+
+def test_numbers_of_numpy_are_numbers():
+    model, prompt = small(), clips()
+    theirs = model.generate(prompt, np.int64(2), np.int32(2), np.float32(0.5), seed=np.int64(3))
+    assert torch.equal(theirs, model.generate(prompt, 2, 2, 0.5, seed=3))
+
+
+def test_window_is_no_longer_than_the_video():
+    model = small()
+    assert model._check(clips(), 3, 1, 1.0, 0, None, window=2000)[1] == clips().shape[1] + 3
 
 
 def test_pretrained_lists_what_loads():
