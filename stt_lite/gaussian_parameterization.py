@@ -54,7 +54,7 @@ def kl_gaussians(
 
 
 def soft_bound(x: Float[Tensor, "*shape"], bound: float = 6.0) -> Float[Tensor, "*shape"]:
-    """Squash x smoothly into (-bound, bound): near 0 the identity, beyond the bound a gradient that fades, not stops.
+    """Squash x smoothly into (-bound, bound): near 0 the identity, beyond the bound a gradient that fades gradually.
 
     For a log-variance the default keeps standard deviations between exp(-3) = 0.05 and exp(3) = 20.
     """
@@ -115,8 +115,9 @@ class GaussianLayer(nn.Module):
         if mode == "bottleneck":
             self.normal = GaussianConvolution(width, width, kernel_size)
             nn.init.dirac_(self.normal.convolution.weight[:width])  # at first the mean is the stream itself ...
+            nn.init.zeros_(self.normal.convolution.bias[:width])
             nn.init.zeros_(self.normal.convolution.weight[width:])
-            nn.init.constant_(self.normal.convolution.bias[width:], -4.0)  # ... and the noise is small
+            nn.init.constant_(self.normal.convolution.bias[width:], -4.0)  # ... and sigma 0.17
         else:
             self.norm = RMSNorm(width)
             self.prior = GaussianConvolution(width, latent_channels, kernel_size)
@@ -137,8 +138,9 @@ class GaussianLayer(nn.Module):
         Args:
             x: the stream; x[:, t] may depend on frames before t only.
             noise: draws from N(0, 1), with Z = E channels for "bottleneck" and Z = latent_channels for "latent".
-            posterior_input: for "latent": an embedding of frame t at place t. None draws from the prior, KL 0. Where it
-                holds fewer frames than x, those draw from the posterior, and the others take the prior's mean, KL 0.
+            posterior_input: for "latent": an embedding of frame t at place t. None draws from the prior, KL 0. If it holds only
+                the first frames, their places draw from the posterior, and later ones take the prior's mean, KL 0: a
+                forecast at temperature 0, to train on (chapter 08).
             temperature: factor on the standard deviation.
         """
         if self.mode == "bottleneck":

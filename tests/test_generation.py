@@ -492,7 +492,7 @@ def test_unknown_name_gets_the_closest_one():
             load_pretrained("runs/mine")  # nothing like it: no guess
 
 
-def test_numbers_of_numpy_are_numbers():
+def test_numbers_of_numpy_are_numbers(unchecked):
     model, prompt = small(), clips()
     theirs = model.generate(prompt, np.int64(2), np.int32(2), np.float32(0.5), seed=np.int64(3))
     assert torch.equal(theirs, model.generate(prompt, 2, 2, 0.5, seed=3))
