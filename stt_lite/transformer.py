@@ -148,9 +148,7 @@ class SpatialTemporalTransformer(nn.Module):
         Raises:
             ValueError: latents of another shape than the config says, or a target of another shape than `latents`.
         """
-        expected = (self.config.latent_channels, *self.config.grid)
-        if latents.ndim != 5 or tuple(latents.shape[2:]) != expected:
-            raise ValueError(f"latents must have shape (B T D h w), (D h w) = {expected}, got {tuple(latents.shape)}")
+        self._check(latents)
         if target is not None and target.shape != latents.shape:
             raise ValueError(f"target must have latents' shape, {tuple(latents.shape)}, got {tuple(target.shape)}")
         B, T = latents.shape[:2]
@@ -163,6 +161,11 @@ class SpatialTemporalTransformer(nn.Module):
         seen = truth[:, : T if posterior is True else posterior] if posterior else None
         prediction, kl, _ = self._run(x, noise, seen, temperature, lengths)
         return TransformerOutput(prediction, kl if real is None else torch.where(real[..., None], kl, 0))
+
+    def _check(self, latents: Tensor) -> None:
+        expected = (self.config.latent_channels, *self.config.grid)
+        if latents.ndim != 5 or tuple(latents.shape[2:]) != expected:
+            raise ValueError(f"latents must have shape (B T D h w), (D h w) = {expected}, got {tuple(latents.shape)}")
 
     def _shift(self, frames: Float[Tensor, "B T h w E"]) -> Float[Tensor, "B T h w E"]:
         """Place t holds frame t - 1, and place 0 the start token."""
@@ -225,8 +228,9 @@ class SpatialTemporalTransformer(nn.Module):
             noise, temperature: as in `forward`.
 
         Raises:
-            ValueError: fewer than T slots.
+            ValueError: latents of another shape than the config says, or fewer than T slots.
         """
+        self._check(latents)
         (B, T), frames = latents.shape[:2], self._embed(latents)
         noise = self.draw_noise(B, T) if noise is None else noise
         return self._run(self._shift(frames), noise, frames, temperature, cache=self.empty_cache(B, window))[2]

@@ -400,8 +400,9 @@ def test_messages(unchecked):
             TransformerConfig(**options)
     net = small()
     for wrong in (torch.randn(2, 6, 3, 3, 5), torch.randn(2, 6, 4, 5, 3), torch.randn(6, 4, 3, 5)):
-        with pytest.raises(ValueError, match=r"latents must have shape \(B T D h w\), \(D h w\) = \(4, 3, 5\)"):
-            net(wrong)
+        for method in (net, lambda latents: net.read(latents, 6)):
+            with pytest.raises(ValueError, match=r"latents must have shape \(B T D h w\), \(D h w\) = \(4, 3, 5\)"):
+                method(wrong)
         with pytest.raises(ValueError, match=r"target must have latents' shape, \(2, 6, 4, 3, 5\), got \([0-9, ]+\)$"):
             net(clips(), target=wrong)
     with pytest.raises(ValueError, match="window"):
