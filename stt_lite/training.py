@@ -40,8 +40,8 @@ __all__ = [
 def orthogonalize(update: Float[Tensor, "n a b"], steps: int = 5) -> Float[Tensor, "n a b"]:
     """The nearest matrices whose singular values are all about 1, by a Newton-Schulz iteration (Jordan et al., 2024).
 
-    In float32 on a CPU and bfloat16 on a GPU. Most singular values end between 0.7 and 1.2; those below a thousandth of
-    the largest would need more steps.
+    In float32 on a CPU and bfloat16 on a GPU. Singular values above 0.0015 of the matrix's Frobenius norm end between 0.68 and
+    1.21; smaller ones would need more steps.
     """
     x = update if update.device.type == "cpu" else update.bfloat16()
     tall = x.shape[1] > x.shape[2]
@@ -143,9 +143,11 @@ class TrainingConfig:
         clip: largest norm of the gradient.
         average: decay of the moving average of the transformer's weights, in [0, 1).
         pixel_weight: weight of the squared error in pixels, through the frozen decoder, next to that in latents.
-        beta: weight of the KL, in squared latent units per nat: what a nat of z must save; grows with a frame's area.
+        beta: weight of the KL, in squared latent units per nat: what a nat of z must save; larger frames, whose summed errors
+            are larger, want a larger one.
         beta_warmup: share of the budget after which beta is reached, from 0 on; 0 for no warm-up.
-        forecast_share: share of the steps that know the z of a prompt alone, of a quarter to a half of the clip, in [0, 1);
+        forecast_share: share of the steps that know the z of a prompt alone (a quarter to a half of the clip; in the rollouts
+            at the end, of theirs), in [0, 1);
             later ones are the prior's mean, as at temperature 0.
         corruption: each clip draws a rate from 0 to this, and replaces that share of its context by random tokens.
         fade: each clip draws a rate up to this, mostly near 0, and dims each frame of its context by 0 up to that share.
@@ -788,6 +790,7 @@ def live_view(every: int = 2) -> Callable:
     """
     import matplotlib.pyplot as plt
     from IPython.display import display
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     curves, places = {}, {}
 
@@ -797,6 +800,9 @@ def live_view(every: int = 2) -> Callable:
         for label, history in curves.items():
             axis.plot([seconds for _, seconds, _ in history], [loss for _, _, loss in history], label=label)
         axis.set(yscale="log", xlabel="seconds of training", ylabel="loss")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(ScalarFormatter())
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.legend(frameon=False)
         plt.close(figure)
         strip = film_strip(clips, prompt_frames=prompt_frames, every=every)
