@@ -461,7 +461,8 @@ class Variant:
 
 TINY_RECIPE = RECIPE | {"beta": PRESETS["moving-mnist-tiny"].beta}
 ROLLOUTS = {"rollout_share": 0.7, "rollout_length": 0.75, "fade": 0.1}
-TUNED = {"gaussian": "off", "rollout_share": 0.4, "rollout_length": 0.6, "fade": 0.0}
+LONG_CLIPS = {"frames": 40, "batch": 2}
+TUNED = {"gaussian": "off", "rollout_share": 0.4, "rollout_length": 0.6, "fade": 0.0} | LONG_CLIPS
 VARIANTS = {
     "base": Variant("base"),
     "convlstm": Variant("ConvLSTM", layer=None),
@@ -480,6 +481,7 @@ VARIANTS = {
     "recipe": Variant("the presets' recipe", TINY_RECIPE),
     "rollouts": Variant("the recipe, long rollouts", TINY_RECIPE | ROLLOUTS),
     "rollouts-off": Variant("the recipe, long rollouts, Gaussian off", TINY_RECIPE | ROLLOUTS | {"gaussian": "off"}),
+    "convlstm-40": Variant("ConvLSTM, clips of 40 frames", LONG_CLIPS, layer=None),
     "tuned": Variant("tuned for squared error, Gaussian off", TINY_RECIPE | TUNED),
 }
 
@@ -657,7 +659,7 @@ def bounces(clip: Float[Tensor, "T C H W"]) -> list[tuple[int, str]]:
 def explain(
     clip: Float[Tensor, "T C H W"], video: Float[Tensor, "T C H W"], prompt: int, reconstruction_ratio: float
 ) -> str:
-    """One sentence on why a continuation of a clip of one digit went wrong, from what can be measured.
+    """One sentence on what coincides with a bad continuation of a clip of one digit, from what can be measured.
 
     Args:
         clip: what really happened.
@@ -675,7 +677,7 @@ def explain(
         return f"It bounces off the {where}; {end}."
     if reconstruction_ratio > 2:
         return f"A rare shape: even its reconstruction has {reconstruction_ratio:.1f} times the usual error; {end}."
-    return f"It just flies on, and the model misjudged its {'speed' if away > 1 else 'shape'}; {end}."
+    return f"It just flies on, and the model misjudged its {'path' if away > 1 else 'shape'}; {end}."
 
 
 @dataclass(frozen=True)

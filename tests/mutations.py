@@ -36,6 +36,7 @@ MUTATIONS = [  # what breaks; module; text; replacement; tests of that module to
     ("wrong sign in the KL", GAUSSIAN, "difference.exp() - difference - 1", "difference.exp() + difference - 1", "kl_equals"),
     ("variance for deviation", GAUSSIAN, "torch.exp(0.5 * log_variance) * noise", "torch.exp(log_variance) * noise", "mean_and_the_var"),
     ("prior and posterior swapped in the KL", GAUSSIAN, "kl_gaussians(*posterior, *(p[:, :known] for p in prior))", "kl_gaussians(*(p[:, :known] for p in prior), *posterior)", "posterior"),
+    ("a bottleneck that starts off the stream", GAUSSIAN, "zeros_(self.normal.convolution.bias[:width])", "ones_(self.normal.convolution.bias[:width])", "bottleneck_starts"),
     ("clip the log-variance hard", GAUSSIAN, "bound * torch.tanh(x / bound)", "x.clamp(-bound, bound)", "soft_bound"),
     ("draw from the prior in training", GAUSSIAN, "sample(*posterior, noise", "sample(*(p[:, :known] for p in prior), noise", "posterior"),
     ("a posterior where no frame is seen", GAUSSIAN, "prior[0][:, known:]", "prior[1][:, known:]", "no_frame_is_seen"),
