@@ -167,6 +167,15 @@ def test_players_fit_a_phone(open_page, name, scheme):
                 assert inner["x"] >= 0 and inner["x"] + inner["width"] <= 390
 
 
+def test_no_page_is_wider_than_a_phone(open_page):
+    widths = {}
+    for name in NAMES:
+        page = open_page(name, viewport={"width": 390, "height": 844}).page
+        widths[name] = page.evaluate("document.documentElement.scrollWidth")
+        page.close()
+    assert not {name: width for name, width in widths.items() if width > 390}
+
+
 # The generator of chapter 09, which needs pages that are served: a browser lets none from disk load a model
 
 GENERATOR = "notebooks/09_generation.html"
