@@ -615,7 +615,8 @@ def many_futures(
         "spread": standard deviation of the centroid among futures, in pixels, per generated frame.
         "inside": how often the truth's centroid lies within the futures' range, per generated frame, mean over rows and
         columns; "inside_expected": that share for a truth that is one more future, (N - 1) / (N + 1).
-        "rank": how many futures' centroids lie below the truth's, as shares of ten equal classes from 0 to N.
+        "rank": histogram of how many of the N futures' centroids lie below the truth's, in ten classes from none to all; each
+        is 0.1 for a truth that is one more future (Hamill, 2001).
 
     Raises:
         ValueError: a prompt that leaves nothing to generate, and whatever `generate` refuses.
@@ -632,8 +633,9 @@ def many_futures(
         places, real = centroid(video), centroid(truth[0])  # (S new 2), (new 2)
         spread.append(places.std(0).square().sum(-1).sqrt() if samples > 1 else torch.zeros(new))
         inside.append(((places.amin(0) <= real) & (real <= places.amax(0))).float().mean(-1))
-        ranks.append((places < real).float().mean(0).flatten())
-    ranks = torch.histc(torch.cat(ranks), bins=10, min=0.0, max=1.0)
+        ranks.append((places < real).sum(0).flatten())
+    ranks = torch.cat(ranks).bincount(minlength=samples + 1)  # how often 0, 1, …, N futures lie below the truth
+    ranks = ranks.repeat_interleave(10).view(10, samples + 1).sum(1)  # N + 1 ranks into ten classes: each spread evenly
     return {
         **{metric: torch.stack(curves).mean(0).tolist() for metric, curves in best.items()},
         "spread": torch.stack(spread).mean(0).tolist(),

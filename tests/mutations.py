@@ -86,6 +86,7 @@ MUTATIONS = [  # what breaks; module; text; replacement; tests of that module to
     ("count the wrong draws", EVALUATION, "log_choose(i - 1, k - 1)", "log_choose(i, k)", "expected_best"),
     ("swap rows and columns", EVALUATION, "(weight.sum(-1) * rows)", "(weight.sum(-2) * rows)", "centroid"),
     ("take over the Gaussian layers too", EVALUATION, 'if ".gaussian." not in name and', "if", "take_over"),
+    ("rank from the other end", EVALUATION, "(places < real)", "(places > real)", "futures_of_known"),
     ("one noise for all clips", EVALUATION, "seed=seed + i", "seed=seed", "futures_of_its_own"),
     ("show the best as the worst", EVALUATION, "errors.argsort(descending=True)", "errors.argsort()", "worst"),
     ("let the discriminator learn to be fooled", VQGAN, "{name: p.detach() for name, p in", "{name: p for name, p in", "own_player or both_players"),

@@ -412,7 +412,7 @@ def test_many_futures_of_known_ones(unchecked):
     assert found["spread"] == pytest.approx([torch.tensor([2.0, 3, 4, 5]).std().item()])
     found = many_futures(Futures(dots([0, 1, 2, 3])), clip, prompt=1, samples=4)
     assert found["inside"] == [0.5]  # row 3 is in the range, column 4 is not
-    assert sum(found["rank"]) == pytest.approx(1.0) and found["rank"][9] == 0.5
+    assert found["rank"] == pytest.approx([0.25] * 2 + [0.0] * 6 + [0.25] * 2)  # none above, all four left of the truth
     with pytest.raises(ValueError, match="prompt must be between 1 and T - 1 = 1 frames, got 2"):
         many_futures(Futures(dots([0])), clip, prompt=2, samples=1)
 
