@@ -68,8 +68,9 @@ def _game(name: str) -> Game:
 class Player:
     """Moves the paddle to where the ball is going to hit it, more or less: that is where the game branches.
 
-    For each approach it draws how far beside the paddle's centre it wants the ball, so that it sometimes misses; while the
-    ball flies away, the paddle rests. A ball that is out of play is served after a random time.
+    When the ball turns towards it, it draws how far beside the paddle's centre it wants the ball, so that it sometimes
+    misses; while the ball flies away, the paddle rests. A ball that is out of play is served after a random time; if it
+    then comes towards the player at once, the aim that missed still holds.
 
     Args:
         game: a key of `GAMES`.
@@ -174,12 +175,15 @@ def area_resize(frames: Float[Tensor, "*n H W"], size: int) -> Float[Tensor, "*n
     """Shrink so that each new pixel is the mean of the area it covers: nothing falls between two pixels.
 
     Args:
-        frames: values of any range.
+        frames: values of any range, floating point.
         size: new height and width, at most the old ones.
 
     Raises:
+        TypeError: frames of whole numbers, which can't hold a mean.
         ValueError: a size out of range.
     """
+    if not frames.is_floating_point():
+        raise TypeError(f"frames must hold floating-point numbers, got {frames.dtype}")
     if not 1 <= size <= min(frames.shape[-2:]):
         raise ValueError(f"size must be in [1, {min(frames.shape[-2:])}], got {size!r}")
 
@@ -201,22 +205,25 @@ def play_games(
     Args:
         folder: gets screens.npy, ball.npy and index.json. Called again with the same options, nothing is played.
         games: keys of `GAMES`.
-        train, test: episodes of each game; those for testing have seeds of their own.
+        train, test: episodes of each game; those for testing have seeds of their own, up to 5,000 of either.
         frames: of each episode.
-        seed: another one plays other games.
+        seed: 0 or above; another one plays other games.
         skip: see `play`.
 
     Returns:
         The folder, for `GameClips`.
 
     Raises:
-        ImportError, ValueError: as `play`; also for a number of episodes below 1.
+        ImportError, ValueError: as `play`; also for a number that is not whole or out of range. What lies in the folder stays.
         OSError: a folder that cannot be written, a full disk.
     """
     folder, options = Path(folder), {"train": train, "test": test, "frames": frames, "seed": seed, "skip": skip}
-    for name in ("train", "test"):
-        if options[name] < 1:
-            raise ValueError(f"{name} must be at least 1 episode of each game, got {options[name]!r}")
+    for name, (least, most) in {"train": (1, 5000), "test": (1, 5000), "frames": (1, 10**6), "seed": (0, 10**5)}.items():
+        value = options[name]
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(f"{name} must be a whole number in [{least}, {most}], got {value!r}")
+    if isinstance(games, str) or not games:
+        raise ValueError(f"games must be a tuple of names, at least one of {', '.join(GAMES)}, got {games!r}")
     for game in games:
         _game(game)
     options |= {"games": list(games)}
@@ -267,8 +274,8 @@ class GameClips:
         self.palette = torch.tensor(index["palette"]) / 255  # (256 3)
         self.screens = np.load(path.with_name("screens.npy"), mmap_mode="r")  # (episodes T 160 160)
         self.ball = torch.from_numpy(np.load(path.with_name("ball.npy")))  # (episodes T 2)
-        if not 1 <= size <= FIELD:
-            raise ValueError(f"size must be in [1, {FIELD}], got {size!r}")
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= FIELD:
+            raise ValueError(f"size must be a whole number in [1, {FIELD}], got {size!r}")
         self.size, self.frames = size, frames
         self._length(1, frames)
 
@@ -318,6 +325,8 @@ class GameClips:
         self, n: int, frames: int | None = None, device: torch.device | str = "cpu", game: str | None = None
     ) -> tuple[Float[Tensor, "n T 3 H W"], Float[Tensor, "n T 2"]]:
         """Clips of the episodes held out for testing, spread evenly over them, the same at every call.
+
+        Clips overlap, or are the same, where there are fewer frames than asked for.
 
         Args:
             n, frames, device, game: as in `draw`.
@@ -487,7 +496,7 @@ def train_game(
 
 
 def compare_moving(
-    clips: GameClips, out: str | os.PathLike, weights: tuple[float, ...] = (0.0, 20.0), steps: int = 3000, n: int = 60,
+    clips: GameClips, out: str | os.PathLike, weights: tuple[float, ...] = (0.0, 20.0), steps: int = 2000, n: int = 40,
     shape: TokenizerConfig = GAME_TOKENIZER, settings: VQGANConfig = replace(GAME_LOSSES, adversarial=0.0), **options,
 ) -> list[Path]:
     """Train one tokenizer for each weight of moving pixels, all else equal, and write a record of each.

@@ -2,6 +2,7 @@
 """VQGAN: a discriminator keeps fine detail in chapter 03's tokenizer, at any resolution. Built in chapter 11."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -31,7 +32,7 @@ class Photographs:
     """Random crops of photographs that scikit-image and scikit-learn bring along; whole photographs are held out.
 
     Args:
-        size: height and width of a crop, at most 300 pixels, those of the smallest photograph.
+        size: height and width of a crop, at most 300 pixels, those of the smallest photograph of either split.
         split: "train" or "test".
 
     Attributes:
@@ -52,7 +53,8 @@ class Photographs:
             raise ValueError(f'split must be "train" or "test", got {split!r}')
         self.size, self.split, self.names = size, split, self.SPLITS[split]
         self.pictures = [picture for name in self.names for picture in self._read(name)]
-        smallest = min(min(picture.shape[1:]) for picture in self.pictures)
+        held_out = [] if split == "test" else [picture for name in self.SPLITS["test"] for picture in self._read(name)]
+        smallest = min(min(picture.shape[1:]) for picture in self.pictures + held_out)  # `example` is held out
         if not 1 <= size <= smallest:
             raise ValueError(f"size must be between 1 and {smallest}, those of the smallest photograph, got {size}")
 
@@ -71,7 +73,7 @@ class Photographs:
     def draw(
         self, n: int, frames: int = 1, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
     ) -> Float[Tensor, "n T 3 H W"]:
-        """Random crops that stand still, half of them mirrored; photographs and places in them are equally likely.
+        """Random crops that stand still, half of them mirrored; pictures (a stereo pair is two) and places in them are equally likely.
 
         Args:
             n: number of crops.
@@ -112,24 +114,30 @@ class Photographs:
 
 
 def power_spectrum(frames: Float[Tensor, "*n C H W"], bins: int | None = None) -> Float[Tensor, "*n bins"]:
-    """Power of a frame at each spatial frequency, mean over directions, channels taken together as luma.
+    """Power of a frame at each spatial frequency, mean over directions, of the mean over channels.
 
     The frame's mean is taken off, and a Hann window fades its borders, which would otherwise look like edges.
 
     Args:
         frames: values in [0, 1].
-        bins: number of frequencies, evenly spaced from 0 to 1/2 cycle per pixel; None: a quarter of the shorter side.
+        bins: number of frequencies, evenly spaced from 0 to 1/2 cycle per pixel, at most half as many as the shorter side
+            has pixels; None: a quarter.
 
     Returns:
         Squared amplitudes per pixel. Bin i holds frequencies from i / (2 bins) on; those beyond 1/2, along the
         diagonals, are left out.
+
+    Raises:
+        ValueError: more bins than that, or none.
     """
     H, W = frames.shape[-2:]
-    bins = bins or min(H, W) // 4
-    luma = frames.float().mean(-3)  # (*n H W)
+    bins = min(H, W) // 4 if bins is None else bins
+    if not 1 <= bins <= min(H, W) // 2:
+        raise ValueError(f"bins must be between 1 and {min(H, W) // 2}, half of the frames' shorter side, got {bins}")
+    grey = frames.float().mean(-3)  # (*n H W)
     window = torch.outer(torch.hann_window(H), torch.hann_window(W)).to(frames.device)
-    luma = (luma - luma.mean((-2, -1), keepdim=True)) * window
-    power = torch.fft.fft2(luma).abs().square() / (H * W)
+    grey = (grey - grey.mean((-2, -1), keepdim=True)) * window
+    power = torch.fft.fft2(grey).abs().square() / (H * W)
     frequency = torch.hypot(torch.fft.fftfreq(H)[:, None], torch.fft.fftfreq(W)).to(frames.device)  # cycles per pixel
     bin_of = (2 * bins * frequency).long().clamp(max=bins).flatten()  # the last one takes what is beyond
     total = torch.zeros(*power.shape[:-2], bins + 1, device=frames.device).index_add_(-1, bin_of, power.flatten(-2))
@@ -137,7 +145,7 @@ def power_spectrum(frames: Float[Tensor, "*n C H W"], bins: int | None = None) -
 
 
 def high_frequency_power(frames: Float[Tensor, "*n C H W"]) -> Float[Tensor, "*n"]:
-    """Mean power in the top third of the spectrum: from 1/3 to 1/2 cycle per pixel."""
+    """Mean power in the top third of the spectrum, from 1/3 to 1/2 cycle per pixel; frames of at least 6x6 pixels."""
     bins = 3 * max(1, min(frames.shape[-2:]) // 12)
     return power_spectrum(frames, bins)[..., 2 * bins // 3 :].mean(-1)
 
@@ -160,7 +168,13 @@ class PatchDiscriminator(nn.Module):
         self.score = nn.Conv2d(widths[-1], 1, 3, padding=1)
 
     def forward(self, frames: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B 1 rows columns"], list[Tensor]]:
-        """A score for every patch, above 0 for "real", and the features of every stage."""
+        """A score for every patch, above 0 for "real", and the features of every stage.
+
+        Raises:
+            ValueError: frames too small to be halved by every stage.
+        """
+        if min(frames.shape[-2:]) < (least := 2 ** len(self.stages)):
+            raise ValueError(f"frames must have at least {least}x{least} pixels, got {'x'.join(map(str, frames.shape[-2:]))}")
         x, features = 2 * frames - 1, []
         for stage in self.stages:
             x = F.leaky_relu(stage(x), 0.2)
@@ -179,7 +193,8 @@ def feature_matching(real: list[Tensor], fake: list[Tensor]) -> Float[Tensor, ""
 
 
 def perceptual_network() -> nn.Module:
-    """LPIPS with VGG-16 (Zhang et al., 2018) from torchmetrics, frozen: a module of two batches of frames in [0, 1].
+    """LPIPS with VGG-16 (Zhang et al., 2018) from torchmetrics, frozen: a module of two batches of frames, called with `normalize=True` for
+    values in [0, 1].
 
     Raises:
         ImportError: torchmetrics or torchvision is missing.
@@ -230,7 +245,7 @@ class VQGANConfig:
         width, stages: of the discriminator, see `PatchDiscriminator`.
         rate: the discriminator's peak learning rate.
         moving: extra weight of the squared error where a pixel differs from the frame before.
-        perceptual: weight of LPIPS, in squared error per latent; needs a network that is downloaded once.
+        perceptual: weight of LPIPS, which is added to the squared error per latent; needs a network that is downloaded once.
     """
 
     adversarial: float = 1.5
@@ -246,14 +261,19 @@ class VQGANConfig:
 
     def __post_init__(self):
         for name in ("adversarial", "matching", "moving", "perceptual"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)!r}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0, and finite, got {getattr(self, name)!r}")
+        for name in ("width", "stages"):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}")
         for name in ("limit", "width", "stages", "rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}")
         for name in ("start", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
+        if self.start + self.warmup > 1:
+            raise ValueError(f"start + warmup must be at most 1, the whole budget, got {self.start!r} + {self.warmup!r}")
 
 
 class VQGAN(nn.Module):
@@ -385,8 +405,10 @@ def train_vqgan(
     config = TrainingConfig(out=Path(out), size=clip.shape[-1], minutes=minutes, steps=steps, **options)
     run = json.loads(json.dumps({"tokenizer": asdict(shape), "vqgan": asdict(settings)}))  # as it is read back
     kept = config.out / "vqgan.json"
-    if kept.exists() and json.loads(kept.read_text()) != run:
-        raise ValueError(f"out must be empty or hold a run with these arguments, {config.out} holds one with others")
+    then = json.loads(kept.read_text()) if kept.exists() else run
+    changed = [f"{name} = {then[part].get(name)!r}, now {now!r}" for part in run for name, now in run[part].items() if then[part].get(name) != now]
+    if changed:
+        raise ValueError(f"out must be empty or hold a run with these arguments, {config.out} holds one with {', '.join(changed)}")
     write_file(kept, json.dumps(run).encode())
     with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):  # the caller's generators stay
         seed_everything(config.seed, -1, torch.device("cpu"))
