@@ -9,6 +9,7 @@ import re
 import subprocess
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,10 @@ __all__ = ["ClipFolder", "Prepared", "prepare_clips", "train_own"]
 
 VIDEOS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm")
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+MEANING = {  # of what ffmpeg says
+    "matches no streams": "no video in it", "moov atom not found": "no mp4 file, or one that was cut off",
+    "no decoder found": "a codec that ffmpeg does not know", "Invalid data found": "no video, or a damaged one",
+}  # fmt: skip
 
 
 def find_sources(source: Path) -> dict[str, list[Path]]:
@@ -72,6 +77,8 @@ def read_images(paths: list[Path], size: int, channels: int) -> Iterator[tuple[U
             (W, H), edge = image.size, min(image.size)
             if (first := first or (W, H)) != (W, H):
                 raise ValueError(f"images of different sizes: {path.name} has {W}x{H} pixels, the first {first[0]}x{first[1]}")
+            if image.mode[0] in "IF":
+                raise ValueError(f"images must have 8 bits for each channel, {path.name} has more: mode {image.mode}")
             box = ((W - edge) / 2, (H - edge) / 2, (W + edge) / 2, (H + edge) / 2)
             small = image.convert("RGBA").resize((size, size), Image.BILINEAR, box)
             solid = Image.alpha_composite(Image.new("RGBA", small.size, "black"), small).convert("RGB")
@@ -86,14 +93,14 @@ def read_video(path: Path, size: int, channels: int, fps: float | None) -> Itera
     from imageio_ffmpeg import get_ffmpeg_exe
 
     steps = [
-        f"fps={fps}" if fps else "settb=1/25,setpts=N",  # by time stamps, or every frame once
+        *([f"fps={fps}:round=up"] if fps else []),  # at each moment the latest frame; or every frame once
         "crop='min(iw,ih/sar)':'min(iw*sar,ih)'",  # a square as shown: pixels need not be square
         f"scale={size}:{size}:flags=bilinear+accurate_rnd+full_chroma_int",
         "format=gbrap,premultiply=inplace=1",  # transparent becomes black
     ]
     command = [
         get_ffmpeg_exe(), "-nostdin", "-nostats", "-loglevel", "level+info", "-xerror", "-threads", "4", "-i", f"file:{path}",
-        "-map", "0:V:0", "-vf", ",".join(steps), "-f", "rawvideo", "-pix_fmt", "gray" if channels == 1 else "rgb24", "-",
+        "-map", "0:V:0", "-fps_mode", "passthrough", "-vf", ",".join(steps), "-f", "rawvideo", "-pix_fmt", "gray" if channels == 1 else "rgb24", "-",
     ]  # fmt: skip
     count, expected, length = 0, None, size * size * channels
     with tempfile.TemporaryFile("a+b") as log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log) as process:
@@ -111,8 +118,9 @@ def read_video(path: Path, size: int, channels: int, fps: float | None) -> Itera
                 count += 1
                 yield np.frombuffer(data, np.uint8).reshape(size, size, channels), min(1.0, count / expected)
             if process.wait():
-                errors = said(r"\[(?:error|fatal)\] (.+)")
-                raise ValueError(errors[0].strip() if errors else f"ffmpeg stopped with exit code {process.returncode}")
+                errors = said(r"\[(?:error|fatal)\] (.+)") or [f"ffmpeg stopped with exit code {process.returncode}"]
+                meant = [meaning for words, meaning in MEANING.items() if any(words in error for error in errors)]
+                raise ValueError(f"{meant[0]} ({errors[0].strip()})" if meant else errors[0].strip())
         finally:
             process.kill()
 
@@ -122,7 +130,9 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} MB [{elapsed}<{rema
 
 @dataclass
 class Prepared:
-    """What `prepare_clips` did: sources in use, frames and windows, reused and skipped sources (name to reason)."""
+    """What `prepare_clips` did: sources in use, frames and windows, reused and skipped sources (name to reason), and files
+    that were ignored (how many of each suffix).
+    """
 
     out: Path
     shape: tuple[int, int, int]  # C H W
@@ -132,6 +142,7 @@ class Prepared:
     test: dict[str, int]
     reused: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
+    ignored: dict[str, int] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         (C, H, W), sources = self.shape, len(self.train.keys() | self.test.keys())
@@ -141,6 +152,9 @@ class Prepared:
             f"test: {sum(self.test.values()):,} windows from {len(self.test)} sources",
             f"there already: {self.reused}, skipped: {len(self.skipped)}" + "".join(f"\n  {name}: {reason}" for name, reason in self.skipped.items()),
         ]
+        if self.ignored:
+            kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in self.ignored.items())
+            lines.append(f"ignored, no video and no series of images: {kinds}")
         return "\n".join(lines)
 
 
@@ -207,8 +221,8 @@ def prepare_clips(
         source: a video file, or a folder that is searched for videos and for folders of images, all the way down.
         out: folder for one .npy file per source, bytes (T H W C), and index.json.
         size: the centre square of each frame becomes size x size pixels.
-        fps: frames per second; frames are dropped or repeated by their time stamps. None takes each frame once. Images
-            have no time stamps: each is a frame.
+        fps: frames per second; of each moment k / fps the latest frame by then is taken, so frames are dropped or
+            repeated. None takes each frame once. Images have no time stamps: each is a frame.
         frames: frames of a window, what training sees at once.
         stride: frames from the start of one training window to the next; test windows do not overlap.
         gray: one channel (luma) instead of RGB.
@@ -218,7 +232,8 @@ def prepare_clips(
         group: from a source's name, its path below `source`, to the name of what must stay on one side of the split.
 
     Returns:
-        A summary. What could not be used is in `skipped`, with the reason, and a warning names it.
+        A summary. What could not be used is in `skipped`, with the reason, and a warning names it; files that are neither
+        videos nor images of a series, and images beside a video, are counted in `ignored`.
 
     Raises:
         FileNotFoundError: nothing at `source`.
@@ -228,7 +243,7 @@ def prepare_clips(
     for name, value in {"size": size, "frames": frames, "stride": stride}.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    if fps is not None and not 0 < fps < math.inf:
+    if fps is not None and not (isinstance(fps, (int, float)) and 0 < fps < math.inf):
         raise ValueError(f"fps must be above 0, or None, got {fps!r}")
     if not 0 <= test_share < 1:
         raise ValueError(f"test_share must be in [0, 1), got {test_share!r}")
@@ -288,7 +303,10 @@ def prepare_clips(
         if re.fullmatch(r"\w+-[0-9a-f]{16}\.(npy|part)", path.name) and path not in files.values():
             path.unlink()
     counts = ({s["source"]: s["windows"] for s in index[split]} for split in ("train", "test"))
-    return Prepared(Path(out), shape, sum(lengths.values()), frames, *counts, len(sources) - len(todo), skipped)
+    used, ours = {path for paths in sources.values() for path in paths}, Path(out).resolve()
+    others = [p for p in Path(source).rglob("*") if p.is_file() and not p.name.startswith(".") and ours not in p.resolve().parents]
+    ignored = dict(sorted(Counter(p.suffix.lower() for p in others if p not in used).items()))
+    return Prepared(Path(out), shape, sum(lengths.values()), frames, *counts, len(sources) - len(todo), skipped, ignored)
 
 
 class ClipFolder:
@@ -422,19 +440,24 @@ def train_own(
         `out`: tokenizer.safetensors, transformer.safetensors, a record of each, and the checkpoints.
 
     Raises:
-        TypeError: an option that `TrainingConfig` does not know.
-        ValueError: an option out of range, a tokenizer that does not fit the clips, or an `out` that holds a run on
-            other clips or with other options.
+        TypeError: an option that `TrainingConfig` does not know, or something else than a `ClipFolder`.
+        ValueError: an option out of range, windows of one frame, a tokenizer that does not fit the clips, or an `out` that
+            holds a run on other clips or with other options.
         FloatingPointError, OSError: as `fit`.
     """
     from accelerate import PartialState
 
+    if not isinstance(folder, ClipFolder):
+        raise TypeError(f"folder must be a ClipFolder, of a folder that prepare_clips wrote, got {type(folder).__name__}")
+    if folder.frames < 2:
+        raise ValueError(f"folder must have windows of at least 2 frames, got {folder.frames}: prepare again with more frames")
     minutes = None if steps else minutes
     config = TrainingConfig(out=Path(out), size=folder.size, frames=folder.frames, minutes=minutes, steps=steps, **options)
     shape = tokenizer_config or TokenizerConfig(channels=folder.channels, codebook_size=config.codebook_size)
     if shape.channels != folder.channels or folder.size % shape.downsample:
         wanted = f"{folder.channels} channels and a downsample that divides {folder.size}"
-        raise ValueError(f"tokenizer_config must have {wanted}, got {shape.channels} channels and downsample={shape.downsample}")
+        got = f"{shape.channels} channels and downsample={shape.downsample}"
+        raise ValueError(f"tokenizer_config must have {wanted}, got {got}; or prepare clips of a size that it divides")
     kept, data = config.out / "data.json", folder.data
     if kept.exists() and json.loads(kept.read_text()) != data:
         raise ValueError(f"out must be empty or hold a run on these clips, {config.out} holds one on others")
