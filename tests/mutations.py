@@ -118,7 +118,7 @@ MUTATIONS = [  # what breaks; module; text; replacement; tests of that module to
     ("compare more than the weight", GAMES, "replace(settings, moving=weight), Path(out)", "replace(settings, moving=weight, rate=1e-3 + weight), Path(out)", "changes_the_weight"),
     ("frames as they come, whatever the clock", OWN_VIDEO, "if fps else []", "if False else []", "clock or two_rates"),
     ("frames that are not yet there", OWN_VIDEO, ":round=up", "", "which_frames"),
-    ("a frame of the output's own clock", OWN_VIDEO, '"-fps_mode", "passthrough", ', "", "which_frames"),
+    ("a frame of the output's own clock", OWN_VIDEO, '"-fps_mode", "passthrough", ', "", "keeps_to_the_clock"),
     ("shrink without averaging", OWN_VIDEO, "flags=bilinear", "flags=neighbor", "stripes"),
     ("shrink images without averaging", OWN_VIDEO, "Image.BILINEAR", "Image.NEAREST", "stripes"),
     ("show what is transparent", OWN_VIDEO, ",premultiply=inplace=1", "", "transparent"),
