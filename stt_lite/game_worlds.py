@@ -59,6 +59,11 @@ GAMES = {
 }
 
 
+def _check_whole(name: str, value, least: int, most: int = 10**6) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{name} must be a whole number in [{least}, {most}], got {value!r}")
+
+
 def _game(name: str) -> Game:
     if name not in GAMES:
         raise ValueError(f"game must be one of {', '.join(GAMES)}, got {name!r}")
@@ -135,8 +140,7 @@ def play(
     """
     known = _game(game)
     for name, value in {"frames": frames, "skip": skip}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        _check_whole(name, value, 1)
     if not 0 <= sticky < 1:
         raise ValueError(f"sticky must be in [0, 1), got {sticky!r}")
     try:
@@ -214,14 +218,14 @@ def play_games(
         The folder, for `GameClips`.
 
     Raises:
-        ImportError, ValueError: as `play`; also for a number that is not whole or out of range. What lies in the folder stays.
+        ImportError: as `play`.
+        ValueError: an unknown game or none, or a number that is not whole or out of range; what lies in the folder stays.
         OSError: a folder that cannot be written, a full disk.
     """
     folder, options = Path(folder), {"train": train, "test": test, "frames": frames, "seed": seed, "skip": skip}
-    for name, (least, most) in {"train": (1, 5000), "test": (1, 5000), "frames": (1, 10**6), "seed": (0, 10**5)}.items():
-        value = options[name]
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise ValueError(f"{name} must be a whole number in [{least}, {most}], got {value!r}")
+    ranges = {"train": (1, 5000), "test": (1, 5000), "frames": (1,), "seed": (0, 10**5), "skip": (1,)}
+    for name, limits in ranges.items():
+        _check_whole(name, options[name], *limits)
     if isinstance(games, str) or not games:
         raise ValueError(f"games must be a tuple of names, at least one of {', '.join(GAMES)}, got {games!r}")
     for game in games:
@@ -274,8 +278,7 @@ class GameClips:
         self.palette = torch.tensor(index["palette"]) / 255  # (256 3)
         self.screens = np.load(path.with_name("screens.npy"), mmap_mode="r")  # (episodes T 160 160)
         self.ball = torch.from_numpy(np.load(path.with_name("ball.npy")))  # (episodes T 2)
-        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= FIELD:
-            raise ValueError(f"size must be a whole number in [1, {FIELD}], got {size!r}")
+        _check_whole("size", size, 1, FIELD)
         self.size, self.frames = size, frames
         self._length(1, frames)
 

@@ -112,12 +112,13 @@ def test_the_aim_decides_how_often_it_misses():
     "make, message",
     [
         (lambda f: play("pacman", 10), "game must be one of pong, breakout, got 'pacman'"),
-        (lambda f: play("pong", 0), "frames must be a whole number of at least 1, got 0"),
-        (lambda f: play("pong", 10, skip=1.5), "skip must be a whole number of at least 1, got 1.5"),
+        (lambda f: play("pong", 0), r"frames must be a whole number in \[1, 1000000\], got 0"),
+        (lambda f: play("pong", 10, skip=1.5), r"skip must be a whole number in \[1, 1000000\], got 1.5"),
         (lambda f: play("pong", 10, sticky=1.0), r"sticky must be in \[0, 1\), got 1.0"),
         (lambda f: Player("chess", np.random.default_rng(0)), "game must be one of pong, breakout, got 'chess'"),
         (lambda f: play_games(f / "new", test=0), r"test must be a whole number in \[1, 5000\], got 0"),
         (lambda f: play_games(f / "new", train=5001), r"train must be a whole number in \[1, 5000\], got 5001"),
+        (lambda f: play_games(f, skip=0), r"skip must be a whole number in \[1, 1000000\], got 0"),
         (lambda f: play_games(f / "new", seed=-1), r"seed must be a whole number in \[0, 100000\], got -1"),
         (lambda f: play_games(f / "new", games=()), "games must be a tuple of names, at least one of pong, breakout, got ()"),
         (lambda f: play_games(f / "new", games=("pong", "go")), "game must be one of pong, breakout, got 'go'"),
@@ -135,7 +136,12 @@ def test_the_aim_decides_how_often_it_misses():
 def test_wrong_arguments_are_named(make, message, folder, unchecked):
     with pytest.raises(ValueError, match=message):
         make(folder)
-    assert not (folder / "new" / "index.json").exists()
+    assert not (folder / "new" / "index.json").exists() and (folder / "index.json").exists()  # what was there stays
+
+
+def test_whole_numbers_have_no_mean(unchecked):
+    with pytest.raises(TypeError, match="frames must hold floating-point numbers, got torch.uint8"):
+        area_resize(torch.full((1, 8, 8), 200, dtype=torch.uint8), 4)
 
 
 def test_a_missing_package_is_named(monkeypatch):

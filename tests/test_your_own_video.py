@@ -498,6 +498,9 @@ def test_training_refuses_what_does_not_fit(folder, tmp_path, unchecked):
         train_own(clips, tmp_path, tokenizer_config=TokenizerConfig())
     with pytest.raises(TypeError, match="widht"):
         train_own(clips, tmp_path, widht=16)
+    prepare_clips(folder[0], tmp_path / "single", **OPTIONS | {"frames": 1})
+    with pytest.raises(ValueError, match="folder must have windows of at least 2 frames, got 1"):
+        train_own(ClipFolder(tmp_path / "single"), tmp_path)
     with pytest.raises(TypeError, match="folder must be a ClipFolder, of a folder that prepare_clips wrote, got str"):
         train_own("clips", tmp_path)
 
