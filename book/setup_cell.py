@@ -17,7 +17,7 @@ elif find_spec("stt_lite") is None:
 
 import torch
 import stt_lite as stt
-
+torch.manual_seed(0)  # a fresh kernel's own seed is random
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 preset = os.environ.get("STT_PRESET", "full" if device.type == "cuda" else "tiny")
 if preset not in ("tiny", "full"):

@@ -6,6 +6,7 @@ import sys
 
 import nbformat
 import pytest
+import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from stamp import SETUP_TAGS, repository, setup_text, stamp, stamp_all, tagged
 
@@ -82,3 +83,12 @@ def test_setup_cell_takes_the_preset_from_the_environment(root, monkeypatch, cap
     monkeypatch.setenv("STT_PRESET", "huge")
     with pytest.raises(ValueError, match="STT_PRESET must be 'tiny' or 'full', got 'huge'"):
         exec(code, {})
+
+
+def test_setup_cell_seeds_the_notebook(root, monkeypatch):
+    monkeypatch.setenv("STT_PRESET", "tiny")
+    draws = []
+    for _ in range(2):
+        exec(setup_text(repository(root), root), {})
+        draws.append(torch.rand(3))
+    assert torch.equal(*draws)
