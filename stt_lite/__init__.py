@@ -10,6 +10,7 @@ del warnings
 from stt_lite.video import (
     bouncing_square,
     check_frames,
+    check_whole,
     film_strip,
     load_video,
     save_video,
@@ -180,6 +181,7 @@ __version__ = "0.1.0"
 __all__ = [
     "bouncing_square",
     "check_frames",
+    "check_whole",
     "film_strip",
     "load_video",
     "save_video",

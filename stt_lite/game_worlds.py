@@ -17,7 +17,7 @@ from torch import Tensor
 from stt_lite.evaluation import copy_last_frame, evaluate, mean_of, psnr, squared_error, without_chance
 from stt_lite.generation import VideoModel
 from stt_lite.training import TrainingConfig, new_accelerator, train_transformer
-from stt_lite.video import check_frames
+from stt_lite.video import check_frames, check_whole
 from stt_lite.vq_autoencoder import Tokenizer, TokenizerConfig, codebook_usage, save_tokenizer, write_file
 from stt_lite.vqgan import VQGANConfig, train_vqgan
 
@@ -57,11 +57,6 @@ GAMES = {
     "pong": Game((236, 236, 236), (144, 72, 17), ((0, 159),), (54, 49, 51), (48, 49), 0, ("RIGHT", "LEFT")),
     "breakout": Game((200, 72, 72), (0, 0, 0), ((0, 21), (60, 153)), (101, 99, 72), (25, 49), 1, ("LEFT", "RIGHT")),
 }
-
-
-def _check_whole(name: str, value, least: int, most: int = 10**6) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"{name} must be a whole number in [{least}, {most}], got {value!r}")
 
 
 def _game(name: str) -> Game:
@@ -139,8 +134,7 @@ def play(
         ValueError: an unknown game, or a number out of range.
     """
     known = _game(game)
-    for name, value in {"frames": frames, "skip": skip}.items():
-        _check_whole(name, value, 1)
+    frames, skip = check_whole(frames, "frames"), check_whole(skip, "skip")
     if not 0 <= sticky < 1:
         raise ValueError(f"sticky must be in [0, 1), got {sticky!r}")
     try:
@@ -224,8 +218,7 @@ def play_games(
     """
     folder, options = Path(folder), {"train": train, "test": test, "frames": frames, "seed": seed, "skip": skip}
     ranges = {"train": (1, 5000), "test": (1, 5000), "frames": (1,), "seed": (0, 10**5), "skip": (1,)}
-    for name, limits in ranges.items():
-        _check_whole(name, options[name], *limits)
+    options = {name: check_whole(options[name], name, *limits) for name, limits in ranges.items()}
     if isinstance(games, str) or not games:
         raise ValueError(f"games must be a tuple of names, at least one of {', '.join(GAMES)}, got {games!r}")
     for game in games:
@@ -278,8 +271,7 @@ class GameClips:
         self.palette = torch.tensor(index["palette"]) / 255  # (256 3)
         self.screens = np.load(path.with_name("screens.npy"), mmap_mode="r")  # (episodes T 160 160)
         self.ball = torch.from_numpy(np.load(path.with_name("ball.npy")))  # (episodes T 2)
-        _check_whole("size", size, 1, FIELD)
-        self.size, self.frames = size, frames
+        self.size, self.frames = check_whole(size, "size", 1, FIELD), frames
         self._length(1, frames)
 
     @property
@@ -353,10 +345,8 @@ class GameClips:
         return self.held_out(1, device=device)[0][0]
 
     def _length(self, n: int, frames: int | None) -> int:
-        frames = self.frames if frames is None else frames
-        if n < 1 or not 1 <= frames <= self.length:
-            raise ValueError(f"n must be at least 1 and frames in [1, {self.length}], got n={n} and frames={frames}")
-        return frames
+        check_whole(n, "n")
+        return check_whole(self.frames if frames is None else frames, "frames", 1, self.length)
 
     def _read(self, places: list[tuple[int, int]], frames: int, device) -> Tensor:
         screens = np.stack([self.screens[i, start : start + frames] for i, start in places])

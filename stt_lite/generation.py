@@ -25,7 +25,9 @@ from stt_lite.moving_mnist import moving_mnist
 from stt_lite.temporal_attention import KeyValueCache
 from stt_lite.training import PRESETS, load_transformer, snap, train
 from stt_lite.transformer import SpatialTemporalTransformer, TransformerConfig, count_parameters
-from stt_lite.video import GENERATED_COLOUR, PROMPT_COLOUR, check_frames, film_strip, load_video, save_video
+from stt_lite.video import (
+    GENERATED_COLOUR, PROMPT_COLOUR, check_frames, check_whole, film_strip, load_video, save_video,
+)  # fmt: skip
 from stt_lite.vq_autoencoder import Tokenizer, TokenizerConfig, load_tokenizer, weights_folder
 
 __all__ = [
@@ -34,11 +36,6 @@ __all__ = [
 ]  # fmt: skip
 
 CACHE_BYTES = 2**29  # keys and values that `generate` holds at once: more futures than fit go through in groups
-
-
-def _check_number(name: str, value, least: int = 1) -> None:
-    if not isinstance(value, numbers.Integral) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 def _generators(seeds: Tensor) -> list[torch.Generator]:
@@ -173,7 +170,7 @@ class VideoModel(nn.Module):
             raise ValueError(f"prompt must have frames of {H}x{W} pixels, got {prompt.shape[-2]}x{prompt.shape[-1]}")
         counts = {"new_frames": new_frames, "samples": samples} | ({} if window is None else {"window": window})
         for name, value in counts.items():
-            _check_number(name, value)
+            check_whole(value, name)
         if not isinstance(temperature, numbers.Real) or not 0 <= temperature < math.inf:  # NaN fails too
             raise ValueError(f"temperature must be a number of at least 0, got {temperature!r}")
         if seed is not None and generator is not None:
@@ -574,8 +571,8 @@ class Generate:
         if self.out.suffix.lower() not in (".gif", ".mp4"):
             raise ValueError(f"out must end in .gif or .mp4, got {self.out}")
         check_writable(self.out)
-        _check_number("prompt_frames", self.prompt_frames)
-        _check_number("new_frames", self.new_frames)
+        check_whole(self.prompt_frames, "prompt_frames")
+        check_whole(self.new_frames, "new_frames")
         model = load_pretrained(self.bundle, pick_device(self.device))
         if self.prompt is None:
             truth = held_out_clips(model, 1, self.prompt_frames + self.new_frames, seed=self.clip)[0].cpu()

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from stt_lite.video import check_whole
+
 __all__ = ["STEP", "bounce", "canonical_test_set", "mnist_digits", "moving_mnist", "render"]
 
 STEP = 0.1  # a digit moves this share of its range in every frame, as in Srivastava et al. (2015)
@@ -205,8 +207,7 @@ def moving_mnist(
         ConnectionError: source "full" and no way to download it.
     """
     for name, value, least in (("n", n, 1), ("frames", frames, 1), ("size", size, 16), ("digits", digits, 1)):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        check_whole(value, name, least)
     if seed is not None and generator is not None:
         raise ValueError("give either seed or generator, not both")
     if seed is not None:

@@ -4,6 +4,8 @@
 import base64
 import html
 import io
+import math
+import numbers
 import os
 import re
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-__all__ = ["bouncing_square", "check_frames", "film_strip", "load_video", "save_video", "scrub"]
+__all__ = ["bouncing_square", "check_frames", "check_whole", "film_strip", "load_video", "save_video", "scrub"]
 
 
 def check_frames(frames: Tensor, name: str = "frames", dims: str = "T C H W", channels=None, multiple: int = 1) -> None:
@@ -52,6 +54,23 @@ def check_frames(frames: Tensor, name: str = "frames", dims: str = "T C H W", ch
         raise ValueError(f"{name} must have values in [0, 1], got values from {low:.4g} to {high:.4g}")
 
 
+def check_whole(value, name: str, least: int = 1, most: float = math.inf) -> int:
+    """The value as Python's own integer, which JSON can hold: numpy's are welcome too.
+
+    Args:
+        value: the number to check.
+        name: the argument's name, for the message.
+        least, most: its range; both ends belong to it.
+
+    Raises:
+        ValueError: not a whole number (True and 3.0 are none either), or out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= value <= most:
+        expected = f"of at least {least}" if most == math.inf else f"in [{least}, {most}]"
+        raise ValueError(f"{name} must be a whole number {expected}, got {value!r}")
+    return int(value)
+
+
 def bouncing_square(frames: int = 20, size: int = 64, side: int = 16) -> Float[Tensor, "T 1 H W"]:
     """A white square on black that bounces off the borders, without any randomness.
 
@@ -66,8 +85,7 @@ def bouncing_square(frames: int = 20, size: int = 64, side: int = 16) -> Float[T
     Raises:
         ValueError: no frames, or a square that does not fit.
     """
-    if frames < 1:
-        raise ValueError(f"frames must be at least 1, got {frames}")
+    check_whole(frames, "frames")
     if not 0 < side < size:
         raise ValueError(f"side must be between 1 and size - 1 = {size - 1} pixels, got {side}")
     reach = size - side  # the square's corner moves in [0, reach]
@@ -149,8 +167,7 @@ def film_strip(videos, labels=None, *, prompt_frames: int | None = None, every: 
     clips, labels = _named_clips(videos, labels)
     longest = max(len(clip) for clip in clips)
     _check_prompt(prompt_frames, longest)
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}")
+    check_whole(every, "every")
     shown = range(0, longest, every)
     tile_h, tile_w = max(c.shape[2] for c in clips), max(c.shape[3] for c in clips)
     scale = max(1, round((width / len(shown) - 8) / tile_w))
@@ -278,8 +295,9 @@ def save_video(path: str | os.PathLike, clip: Float[Tensor, "T C H W"], fps: flo
     import imageio.v3 as iio
 
     check_frames(clip, name="clip")
-    if not fps > 0 or scale < 1:
-        raise ValueError(f"fps must be above 0 and scale at least 1, got fps={fps} and scale={scale}")
+    check_whole(scale, "scale")
+    if not fps > 0:
+        raise ValueError(f"fps must be above 0, got {fps}")
     path = Path(path)
     if path.suffix.lower() not in (".gif", ".mp4", ""):
         raise ValueError(f"path must end in .gif, .mp4 or nothing (a folder of images), got {path.suffix!r}: {path}")
@@ -343,8 +361,8 @@ def load_video(
     if not path.exists():
         raise FileNotFoundError(f"no video file or folder of images at {path}")
     for name, value in (("frames", frames), ("size", size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        if value is not None:
+            check_whole(value, name)
     clip = []
     try:
         for pixels in _read_frames(path):

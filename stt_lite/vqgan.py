@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from stt_lite.evaluation import fit_model
 from stt_lite.training import MuonAdamW, TokenizerObjective, TrainingConfig, seed_everything
-from stt_lite.video import check_frames
+from stt_lite.video import check_frames, check_whole
 from stt_lite.vq_autoencoder import Tokenizer, TokenizerConfig, write_file
 
 __all__ = [
@@ -84,8 +84,7 @@ class Photographs:
         Raises:
             ValueError: a number below 1.
         """
-        if n < 1 or frames < 1:
-            raise ValueError(f"n and frames must be at least 1, got n={n} and frames={frames}")
+        n, frames = check_whole(n, "n"), check_whole(frames, "frames")
         chosen = torch.randint(len(self.pictures), (n,), generator=generator)
         places, crops = torch.rand(n, 3, generator=generator), []
         for i, (down, right, mirror) in zip(chosen.tolist(), places.tolist()):
@@ -264,9 +263,8 @@ class VQGANConfig:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0, and finite, got {getattr(self, name)!r}")
         for name in ("width", "stages"):
-            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
-                raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}")
-        for name in ("limit", "width", "stages", "rate"):
+            object.__setattr__(self, name, check_whole(getattr(self, name), name))
+        for name in ("limit", "rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}")
         for name in ("start", "warmup"):

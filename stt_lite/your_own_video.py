@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from stt_lite.evaluation import fit_model
 from stt_lite.training import TokenizerObjective, TrainingConfig, new_accelerator, seed_everything, train_transformer
+from stt_lite.video import check_whole
 from stt_lite.vq_autoencoder import Tokenizer, TokenizerConfig, save_tokenizer, write_file
 
 __all__ = ["ClipFolder", "Prepared", "prepare_clips", "train_own"]
@@ -240,9 +241,7 @@ def prepare_clips(
         ValueError: no source in the folder, none that can be used, one too short to split, or an option out of range.
         OSError: a folder that cannot be written, a full disk.
     """
-    for name, value in {"size": size, "frames": frames, "stride": stride}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    size, frames, stride = check_whole(size, "size"), check_whole(frames, "frames"), check_whole(stride, "stride")
     if fps is not None and not (isinstance(fps, (int, float)) and 0 < fps < math.inf):
         raise ValueError(f"fps must be above 0, or None, got {fps!r}")
     if not 0 <= test_share < 1:
@@ -401,10 +400,8 @@ class ClipFolder:
         return windows
 
     def _length(self, n: int, frames: int | None) -> int:
-        frames = self.frames if frames is None else frames
-        if n < 1 or not 1 <= frames <= self.frames:
-            raise ValueError(f"n must be at least 1 and frames in [1, {self.frames}], got n={n} and frames={frames}")
-        return frames
+        check_whole(n, "n")
+        return check_whole(self.frames if frames is None else frames, "frames", 1, self.frames)
 
     def _read(self, split: str, chosen: Tensor, inside: Tensor, frames: int, device) -> Tensor:
         segments = self.index[split]

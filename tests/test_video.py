@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import re
 
 import imageio.v3 as iio
@@ -106,6 +107,18 @@ def test_size_that_does_not_divide_is_named():
         stt.check_frames(torch.zeros(1, 1, 30, 32), multiple=4)
 
 
+def test_whole_numbers_come_back_as_pythons_own():
+    for value in (3, np.int64(3), np.uint8(3)):
+        assert type(stt.check_whole(value, "n")) is int and stt.check_whole(value, "n", 3, 3) == 3
+    for wrong in (True, 3.0, "3", None, math.nan, torch.tensor(3)):
+        with pytest.raises(ValueError, match="n must be a whole number of at least 1, got "):
+            stt.check_whole(wrong, "n")
+    with pytest.raises(ValueError, match=r"n must be a whole number in \[0, 4\], got 5"):
+        stt.check_whole(5, "n", 0, 4)
+    with pytest.raises(ValueError, match="n must be a whole number of at least 0, got -1"):
+        stt.check_whole(-1, "n", 0)
+
+
 def test_bad_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no video file or folder of images at .*missing.mp4"):
         stt.load_video(tmp_path / "missing.mp4")
@@ -135,9 +148,17 @@ def test_images_of_two_sizes_are_refused(tmp_path):
         stt.load_video(tmp_path)
 
 
-@pytest.mark.parametrize("bad", [{"fps": 0}, {"scale": 0}])
-def test_save_refuses_bad_numbers(tmp_path, clip, bad):
-    with pytest.raises(ValueError, match="fps must be above 0 and scale at least 1"):
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        ({"fps": 0}, "fps must be above 0, got 0"),
+        ({"fps": math.nan}, "fps must be above 0, got nan"),
+        ({"scale": 0}, "scale must be a whole number of at least 1, got 0"),
+        ({"scale": 1.5}, "scale must be a whole number of at least 1, got 1.5"),
+    ],
+)
+def test_save_refuses_bad_numbers(tmp_path, clip, bad, message, unchecked):
+    with pytest.raises(ValueError, match=message):
         stt.save_video(tmp_path / "clip.gif", clip, **bad)
     with pytest.raises(ValueError, match=r"must end in .gif, .mp4 or nothing.*'.avi'"):
         stt.save_video(tmp_path / "clip.avi", clip)

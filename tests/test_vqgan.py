@@ -89,13 +89,13 @@ def test_tiles_do_not_overlap_and_lie_in_the_middle():
     [
         (lambda: Photographs(64, "validation"), 'split must be "train" or "test", got \'validation\''),
         (lambda: Photographs(4000), "size must be between 1 and .*, got 4000"),
-        (lambda: Photographs(32).draw(0), "n and frames must be at least 1, got n=0"),
+        (lambda: Photographs(32).draw(0), "n must be a whole number of at least 1, got 0"),
         (lambda: VQGANConfig(adversarial=-1), "adversarial must be at least 0, and finite, got -1"),
-        (lambda: VQGANConfig(width=0), "width must be above 0, got 0"),
+        (lambda: VQGANConfig(width=0), "width must be a whole number of at least 1, got 0"),
         (lambda: VQGANConfig(start=1.0), r"start must be in \[0, 1\), got 1.0"),
         (lambda: VQGANConfig(start=0.9, warmup=0.2), "start .* warmup must be at most 1, the whole budget, got 0.9 .* 0.2"),
         (lambda: VQGANConfig(adversarial=float("inf")), "adversarial must be at least 0, and finite, got inf"),
-        (lambda: VQGANConfig(width=8.5), "width must be a whole number, got 8.5"),
+        (lambda: VQGANConfig(width=8.5), "width must be a whole number of at least 1, got 8.5"),
         (lambda: Photographs(352), "size must be between 1 and 300, .*, got 352"),  # the held-out ones are smaller
         (lambda: PatchDiscriminator()(torch.rand(1, 3, 4, 4)), "frames must have at least 8x8 pixels, got 4x4"),
         (lambda: power_spectrum(torch.rand(1, 16, 16), bins=16), "bins must be between 1 and 8, .*, got 16"),

@@ -447,8 +447,11 @@ def test_stride_thins_out_the_windows(tmp_path):
 
 def test_wrong_requests_are_named(folder, tmp_path, unchecked):
     clips = ClipFolder(folder[1])
-    for call in (lambda: clips.draw(0), lambda: clips.draw(1, 6), lambda: clips.test_clips(1, 0)):
-        with pytest.raises(ValueError, match=r"n must be at least 1 and frames in \[1, 5\], got n="):
+    for n in (0, 1.5):
+        with pytest.raises(ValueError, match=f"n must be a whole number of at least 1, got {n}"):
+            clips.draw(n)
+    for call in (lambda: clips.draw(1, 6), lambda: clips.test_clips(1, 0), lambda: clips.draw(1, 2.5)):
+        with pytest.raises(ValueError, match=r"frames must be a whole number in \[1, 5\], got "):
             call()
     with pytest.raises(ValueError, match='split must be "train" or "test", got \'valid\''):
         clips.draw(1, split="valid")
