@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
@@ -32,8 +33,9 @@ from stt_lite.vq_autoencoder import (
 )  # fmt: skip
 
 __all__ = [
-    "MuonAdamW", "PRESETS", "TokenizerObjective", "TrainingConfig", "TransformerObjective", "corrupt", "fit", "grow",
-    "live_view", "load_transformer", "orthogonalize", "roll_out", "save_transformer", "snap", "train", "warmup_cosine",
+    "MuonAdamW", "PRESETS", "TokenizerObjective", "TrainingConfig", "TransformerObjective", "blur", "corrupt", "fit",
+    "grow", "hide", "live_view", "load_transformer", "orthogonalize", "roll_out", "save_transformer", "snap", "train",
+    "warmup_cosine",
 ]  # fmt: skip
 
 
@@ -151,6 +153,8 @@ class TrainingConfig:
             later ones are the prior's mean, as at temperature 0.
         corruption: each clip draws a rate from 0 to this, and replaces that share of its context by random tokens.
         fade: each clip draws a rate up to this, mostly near 0, and dims each frame of its context by 0 up to that share.
+        blur: each clip draws a width up to this in pixels, mostly near 0, and blurs its context by it, from some frame on.
+        hide: share of the clips whose context is black in a random box: a part of the frame, for some frames; in [0, 1).
         rollout_share: share of the budget, at its end, in which the context holds the model's own rollouts.
         rollout_length: share of a clip's frames that such a rollout replaces at most, in (0, 1).
         seed: everything random follows from it and the step.
@@ -188,6 +192,8 @@ class TrainingConfig:
     forecast_share: float = 0.0
     corruption: float = 0.05
     fade: float = 0.2
+    blur: float = 0.0
+    hide: float = 0.0
     rollout_share: float = 0.15
     rollout_length: float = 0.5
     seed: int = 0
@@ -204,9 +210,11 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value!r}")
-        for name in ("average", "beta_warmup", "forecast_share", "corruption", "fade", "rollout_share"):
+        for name in ("average", "beta_warmup", "forecast_share", "corruption", "fade", "hide", "rollout_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
+        if not 0 <= self.blur < math.inf:
+            raise ValueError(f"blur must be at least 0 pixels, got {self.blur!r}")
         for name in ("tokenizer_share", "rollout_length"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in (0, 1), got {getattr(self, name)!r}")
@@ -289,6 +297,37 @@ def corrupt(
     """Replace tokens by the codewords `random` where `chance`, drawn evenly from [0, 1), is below the clip's `rate`."""
     codes = tokenizer.codes(random.flatten(0, 1)).view_as(latents)
     return torch.where((chance < rate[:, None, None, None])[:, :, None], codes, latents)
+
+
+def blur(frames: Float[Tensor, "*n C H W"], width: Float[Tensor, "*n"]) -> Float[Tensor, "*n C H W"]:
+    """Gaussian blur, each frame with a standard deviation of its own in pixels; it is black outside the frame.
+
+    Args:
+        frames: values in [0, 1].
+        width: at least 0, and small beside the frame.
+    """
+    H, W = frames.shape[-2:]
+    wide = F.pad(frames.float(), (0, W, 0, H))  # what leaves on one side does not come in on the other
+    down, across = torch.fft.fftfreq(2 * H, device=frames.device), torch.fft.rfftfreq(2 * W, device=frames.device)
+    squared = down[:, None] ** 2 + across**2  # frequencies in cycles per pixel: (2H W+1)
+    kept = torch.exp(-2 * math.pi**2 * width[..., None, None, None] ** 2 * squared)
+    return torch.fft.irfft2(torch.fft.rfft2(wide) * kept, s=(2 * H, 2 * W))[..., :H, :W].clamp(0, 1)
+
+
+def hide(
+    clips: Float[Tensor, "B T C H W"], low: Float[Tensor, "B 3"], high: Float[Tensor, "B 3"]
+) -> Float[Tensor, "B T C H W"]:
+    """Black inside a box of each clip.
+
+    Args:
+        low, high: where the box begins and ends in time, height and width, as shares of the clip's; what lies outside
+            [0, 1] is cut off, and where `high` is not above `low` nothing is hidden.
+    """
+    T, _, H, W = clips.shape[1:]
+    middles = [(torch.arange(n, device=clips.device) + 0.5) / n for n in (T, H, W)]
+    t, y, x = ((m >= low[:, i, None]) & (m < high[:, i, None]) for i, m in enumerate(middles))  # (B T), (B H), (B W)
+    box = t[:, :, None, None] & y[:, None, :, None] & x[:, None, None, :]  # (B T H W)
+    return clips.masked_fill(box[:, :, None], 0.0)
 
 
 def snap(tokenizer: Tokenizer, prediction: Float[Tensor, "B D_or_K h w"], head: str) -> Float[Tensor, "B D h w"]:
@@ -376,8 +415,18 @@ class TransformerObjective(nn.Module):
         clips = mine(clips)
         target, indices = tokenizer.quantize(tokenizer.encode(clips.flatten(0, 1)))
         target, indices = target.unflatten(0, clips.shape[:2]), indices.unflatten(0, clips.shape[:2])
-        dimmed = tokenizer.quantize(tokenizer.encode(((1 - dim) * clips).flatten(0, 1)))[0] if c.fade else target
-        context = corrupt(dimmed.view_as(target), tokenizer, rate, chance, random)
+        seen = (1 - dim) * clips
+        if c.blur:
+            start = T * (2 * torch.rand(B, 1, **draw) - 1)  # in half of the clips before the first frame
+            grown = ((torch.arange(T, device=clips.device) - start) / 3).clamp(0, 1)  # (B T): over three frames
+            seen = blur(seen, mine(c.blur * torch.rand(B, 1, **draw) ** 3 * grown))
+        if c.hide:
+            u = torch.rand(3, B, 3, **draw)  # time, height, width
+            least, most = torch.tensor([[0.05, 0.25, 0.25], [0.4, 0.75, 0.75]], device=clips.device)
+            low, size = 1.25 * u[0] - 0.25, torch.lerp(least, most, u[1]) * (u[2, :, :1] < c.hide)  # (B 3)
+            seen = hide(seen, mine(low), mine(low + size))
+        seen = tokenizer.quantize(tokenizer.encode(seen.flatten(0, 1)))[0] if c.fade or c.blur or c.hide else target
+        context = corrupt(seen.view_as(target), tokenizer, rate, chance, random)
         if progress > 1 - c.rollout_share:  # the last part: learn to continue what it made itself
             known = prompt if forecast else True
             seen, how = context[:, :-1], 0.0 if forecast else 1.0  # what stands in the last place, no prediction sees

@@ -16,6 +16,7 @@ import stt_lite as stt
 import stt_lite.training as training
 import torch
 from conftest import ROOT
+from scipy.ndimage import gaussian_filter
 
 TINY = dict(width=16, layers=2, heads=2, batch=2, frames=6, minutes=None, steps=8, checkpoint_seconds=0.0)
 
@@ -201,6 +202,29 @@ def test_fade_dims_the_context_and_not_the_target(tmp_path):
     assert left.min() < 0.8 and left.max() < 1.1
     assert (left.mean(1) > 0.97).any()  # some clips hardly, since most draw a share near 0
     assert (left.std(1) > 0.02).any()  # each frame by its own share
+
+
+def test_blur_is_scipys_with_black_around_and_a_width_for_each_frame():
+    frames, width = torch.rand(2, 2, 1, 20, 28), torch.tensor([[1.5, 3.0], [5.0, 0.0]])
+    blurred = stt.blur(frames, width)
+    for frame, found, w in zip(frames.flatten(0, 1), blurred.flatten(0, 1), width.flatten().tolist()):
+        expected = gaussian_filter(frame.double().numpy(), (0, w, w), mode="constant", truncate=8) if w else frame
+        assert torch.allclose(found, torch.as_tensor(expected).float(), atol=1e-4)
+
+
+def test_blur_grows_in_the_context_and_leaves_the_target(tmp_path):
+    sharp, tokenizer = prepared(tmp_path, fade=0.0)
+    spread, _ = prepared(tmp_path, fade=0.0, blur=6.0)
+    assert torch.equal(spread["target"], sharp["target"]) and torch.equal(spread["clips"], sharp["clips"])
+
+    def edges(batch):
+        video = tokenizer.decode(batch["context"].flatten(0, 1)).unflatten(0, (8, 8))
+        return video.square().sum((2, 3, 4)) / video.sum((2, 3, 4))  # (clips, frames): grey lowers it
+
+    left = edges(spread) / edges(sharp)
+    assert left.min() < 0.5 and (left.mean(1) > 0.9).any()  # a few clips are mere clouds, others hardly changed
+    assert (left[:, 0] < 0.9).any()  # in some it began before the clip
+    assert ((left[:, 0] > 0.97) & (left[:, -1] < 0.8)).any()  # in others it begins later
 
 
 def test_rollouts_replace_at_most_their_share_of_a_clip(tmp_path):
@@ -474,6 +498,8 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_p
         ({"corruption": 1.0}, r"corruption must be in \[0, 1\), got 1.0"),
         ({"rollout_share": -0.1}, "rollout_share must be in"),
         ({"fade": 1.0}, r"fade must be in \[0, 1\), got 1.0"),
+        ({"blur": -1.0}, "blur must be at least 0 pixels, got -1.0"),
+        ({"blur": math.inf}, "blur must be at least 0 pixels, got inf"),
         ({"tokenizer_share": 0.0}, "tokenizer_share must be in"),
         ({"rollout_length": 1.0}, r"rollout_length must be in \(0, 1\), got 1.0"),
     ],
