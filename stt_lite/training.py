@@ -415,17 +415,8 @@ class TransformerObjective(nn.Module):
         clips = mine(clips)
         target, indices = tokenizer.quantize(tokenizer.encode(clips.flatten(0, 1)))
         target, indices = target.unflatten(0, clips.shape[:2]), indices.unflatten(0, clips.shape[:2])
-        seen = (1 - dim) * clips
-        if c.blur:
-            start = T * (2 * torch.rand(B, 1, **draw) - 1)  # in half of the clips before the first frame
-            grown = ((torch.arange(T, device=clips.device) - start) / 3).clamp(0, 1)  # (B T): over three frames
-            seen = blur(seen, mine(c.blur * torch.rand(B, 1, **draw) ** 3 * grown))
-        if c.hide:
-            u = torch.rand(3, B, 3, **draw)  # time, height, width
-            least, most = torch.tensor([[0.05, 0.25, 0.25], [0.4, 0.75, 0.75]], device=clips.device)
-            low, size = 1.25 * u[0] - 0.25, torch.lerp(least, most, u[1]) * (u[2, :, :1] < c.hide)  # (B 3)
-            seen = hide(seen, mine(low), mine(low + size))
-        seen = tokenizer.quantize(tokenizer.encode(seen.flatten(0, 1)))[0] if c.fade or c.blur or c.hide else target
+        spoiled = self.spoil((1 - dim) * clips, B, draw, mine)
+        seen = tokenizer.quantize(tokenizer.encode(spoiled.flatten(0, 1)))[0] if c.fade or c.blur or c.hide else target
         context = corrupt(seen.view_as(target), tokenizer, rate, chance, random)
         if progress > 1 - c.rollout_share:  # the last part: learn to continue what it made itself
             known = prompt if forecast else True
@@ -434,6 +425,20 @@ class TransformerObjective(nn.Module):
         beta = beta_warmup(round(1000 * progress), round(1000 * c.beta_warmup), c.beta)  # in thousandths of the budget
         beta = torch.tensor(beta, device=clips.device)  # a tensor: a compiled forward need not be compiled again
         return dict(clips=clips, context=context, target=target, indices=indices, noise=noise, beta=beta, known=known)
+
+    def spoil(self, clips: Tensor, B: int, draw: dict, mine: Callable) -> Tensor:
+        """This process's clips, blurred and partly hidden as the config says; B counts those of all processes."""
+        c, T = self.config, clips.shape[1]
+        if c.blur:
+            start = T * (2 * torch.rand(B, 1, **draw) - 1)  # in half of the clips before the first frame
+            grown = ((torch.arange(T, device=clips.device) - start) / 3).clamp(0, 1)  # (B T): over three frames
+            clips = blur(clips, mine(c.blur * torch.rand(B, 1, **draw) ** 3 * grown))
+        if c.hide:
+            u = torch.rand(3, B, 3, **draw)  # time, height, width
+            least, most = torch.tensor([[0.05, 0.25, 0.25], [0.4, 0.75, 0.75]], device=clips.device)
+            low, size = 1.25 * u[0] - 0.25, torch.lerp(least, most, u[1]) * (u[2, :, :1] < c.hide)  # (B 3)
+            clips = hide(clips, mine(low), mine(low + size))
+        return clips
 
     def forward(self, clips, context, target, indices, noise, beta, known) -> tuple[Tensor, dict]:
         """The loss, and what else is worth a line in the log."""

@@ -227,6 +227,31 @@ def test_blur_grows_in_the_context_and_leaves_the_target(tmp_path):
     assert ((left[:, 0] > 0.97) & (left[:, -1] < 0.8)).any()  # in others it begins later
 
 
+def test_hide_blackens_a_box_and_nothing_else():
+    clips = torch.rand(3, 10, 2, 8, 12) + 0.1
+    low = torch.tensor([[0.2, 0.0, 0.5], [-0.2, 0.5, -0.3], [0.3, 0.3, 0.3]])
+    high = torch.tensor([[0.5, 1.0, 0.75], [0.1, 2.0, 0.25], [0.3, 0.6, 0.6]])
+    expected = clips.clone()
+    expected[0, 2:5, :, :, 6:9] = 0
+    expected[1, :1, :, 4:, :3] = 0  # the third clip's box is empty
+    assert torch.equal(stt.hide(clips, low, high), expected)
+
+
+def test_a_share_of_the_contexts_is_hidden_and_no_target(tmp_path):
+    kept = {0.5: [], 0.99: []}
+    for step in range(12):
+        whole, tokenizer = prepared(tmp_path, step=step, fade=0.0)
+        for share in kept:
+            covered, _ = prepared(tmp_path, step=step, fade=0.0, hide=share)
+            assert torch.equal(covered["target"], whole["target"]) and torch.equal(covered["clips"], whole["clips"])
+            ink = [tokenizer.decode(b["context"].flatten(0, 1)).unflatten(0, (8, 8)).sum((2, 3, 4)) for b in (covered, whole)]
+            kept[share].append(ink[0] / ink[1])
+    half, all_but_one = (torch.cat(k) for k in kept.values())  # (clips, frames)
+    touched, most = (((k - 1).abs() > 0.02).any(1) for k in (half, all_but_one))
+    assert touched.sum() >= 3 and not (touched & ~most).any() and 1.3 * touched.sum() < most.sum()
+    assert all_but_one[most].min(1).values.min() < 0.1 and all_but_one[most].max(1).values.min() > 0.9  # for some frames only
+
+
 def test_rollouts_replace_at_most_their_share_of_a_clip(tmp_path):
     for length, least in ((0.25, 6), (0.75, 2)):
         rolled = set()
@@ -498,6 +523,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_p
         ({"corruption": 1.0}, r"corruption must be in \[0, 1\), got 1.0"),
         ({"rollout_share": -0.1}, "rollout_share must be in"),
         ({"fade": 1.0}, r"fade must be in \[0, 1\), got 1.0"),
+        ({"hide": 1.0}, r"hide must be in \[0, 1\), got 1.0"),
         ({"blur": -1.0}, "blur must be at least 0 pixels, got -1.0"),
         ({"blur": math.inf}, "blur must be at least 0 pixels, got inf"),
         ({"tokenizer_share": 0.0}, "tokenizer_share must be in"),
