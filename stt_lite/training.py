@@ -873,7 +873,8 @@ RECIPE = dict(
     pixel_weight=10.0, beta_warmup=0.0, forecast_share=0.9, fade=0.15, corruption=0.03, rollout_share=0.25, average=0.998,
 )  # fmt: skip
 MOVING_MNIST = TrainingConfig(
-    out=Path("runs/moving-mnist"), size=64, digits=2, codebook_size=512, beta=160.0, **RECIPE
+    out=Path("runs/moving-mnist"), size=64, digits=2, codebook_size=512, beta=160.0, blur=5.0, hide=0.5, rollout_length=0.25,
+    **RECIPE,
 )  # fmt: skip
 PRESETS = {  # the first two for a CPU, the last for a GPU
     "moving-mnist-tiny": TrainingConfig(tokenizer="moving-mnist-tiny", minutes=60.0, beta=20.0, **RECIPE),
