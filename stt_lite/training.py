@@ -416,8 +416,8 @@ class TransformerObjective(nn.Module):
         target, indices = tokenizer.quantize(tokenizer.encode(clips.flatten(0, 1)))
         target, indices = target.unflatten(0, clips.shape[:2]), indices.unflatten(0, clips.shape[:2])
         spoiled = self.spoil((1 - dim) * clips, B, draw, mine)
-        seen = tokenizer.quantize(tokenizer.encode(spoiled.flatten(0, 1)))[0] if c.fade or c.blur or c.hide else target
-        context = corrupt(seen.view_as(target), tokenizer, rate, chance, random)
+        context = tokenizer.quantize(tokenizer.encode(spoiled.flatten(0, 1)))[0] if c.fade or c.blur or c.hide else target
+        context = corrupt(context.view_as(target), tokenizer, rate, chance, random)
         if progress > 1 - c.rollout_share:  # the last part: learn to continue what it made itself
             known = prompt if forecast else True
             seen, how = context[:, :-1], 0.0 if forecast else 1.0  # what stands in the last place, no prediction sees
