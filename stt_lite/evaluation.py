@@ -611,7 +611,7 @@ def many_futures(
         samples, temperature, seed: as in `VideoModel.generate`.
 
     Returns:
-        "psnr" and "ssim": the best of N futures for N = 1 to `samples`, by its mean over frames, mean over clips.
+        "psnr" and "ssim": the best of k futures for k = 1 to `samples`, by its mean over frames, mean over clips.
         "spread": standard deviation of the centroid among futures, in pixels, per generated frame.
         "inside": how often the truth's centroid lies within the futures' range, per generated frame, mean over rows and
         columns; "inside_expected": that share for a truth that is one more future, (N - 1) / (N + 1).
@@ -735,7 +735,7 @@ def records(pattern: str) -> list[dict]:
 
 @dataclass
 class Evaluate:
-    """Evaluate a model on held-out clips, beside copying the last frame, and beside its published record.
+    """Evaluate a model on held-out clips, beside copying the last frame, and beside its record.
 
     Args:
         bundle: bundled model by name, or a folder that training wrote.
@@ -759,13 +759,13 @@ class Evaluate:
         start, model = time.perf_counter(), load_pretrained(self.bundle, pick_device(self.device))
         canonical = on_canonical(model, self.canonical) if self.canonical else {}
         record = evaluate_model(model, self.clips, self.seeds) | {"canonical": canonical}
-        published = model.record.get("evaluation", {}).get("model")
+        recorded = model.record.get("evaluation", {}).get("model")
         print(f"held-out clips: {self.clips} of each of the seeds {', '.join(map(str, self.seeds))}; mean ± deviation")
-        print(f"{'':24}{'frames':>8}{'first frame':>13}{'mean':>16}{'PSNR':>8}{'SSIM':>8}{'published':>11}")
+        print(f"{'':24}{'frames':>8}{'first frame':>13}{'mean':>16}{'PSNR':>8}{'SSIM':>8}{'recorded':>11}")
         for who, name in ((self.bundle, "model"), ("copy the last frame", "copy")):
             for protocol, m in record[name].items():
                 spread = record[f"{name}_spread"][protocol]["squared_error"]
-                known = fmean(published[protocol]["squared_error"]) if published and name == "model" else None
+                known = fmean(recorded[protocol]["squared_error"]) if recorded and name == "model" else None
                 print(table_line(who, protocol, m, spread, known))
         for protocol, m in canonical.items():
             print(table_line(f"canonical set, {self.canonical}", protocol, m))
@@ -775,11 +775,11 @@ class Evaluate:
             print(self.out.resolve())
 
 
-def table_line(who: str, protocol: str, m: dict, spread: float | None = None, published: float | None = None) -> str:
+def table_line(who: str, protocol: str, m: dict, spread: float | None = None, recorded: float | None = None) -> str:
     """A line of the table that `stt-lite evaluate` prints, for the measures `m` of one protocol."""
     error = m["squared_error"]
     around = f"{fmean(error):.2f}" + ("" if spread is None else f" ± {spread:.2f}")
-    known = "" if published is None else f"{published:11.2f}"
+    known = "" if recorded is None else f"{recorded:11.2f}"
     return f"{who:24}{protocol:>8}{error[0]:13.2f}{around:>16}{fmean(m['psnr']):8.2f}{fmean(m['ssim']):8.3f}{known}"
 
 

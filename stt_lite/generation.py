@@ -103,9 +103,9 @@ class VideoModel(nn.Module):
             seed: the same seed, a whole number of at most 64 bits, gives the same futures; None continues `generator` or
                 torch's global generator.
             generator: a CPU generator to draw from; not together with `seed`.
-            window: places in the cache, where there are two or more one of them the start token's; the oldest frames leave it,
-                those of a long prompt too. A transformer with a window of its own lets the start token go as well, as in
-                training. None: as many as the model saw at once in training.
+            window: number of slots in the cache. Where there are two or more, one is the start token's. When it is full the
+                oldest frame leaves, also while a long prompt is read. A transformer with a window of its own lets the start
+                token go as well, as in training. None: as many as the model saw at once in training.
             progress: show a bar on stderr.
 
         Returns:
@@ -118,7 +118,7 @@ class VideoModel(nn.Module):
         """
         prompt, slots = self._check(prompt, new_frames, samples, temperature, seed, generator, window)
         (B, T), config = prompt.shape[:2], self.transformer.config
-        row_bytes = 4 * 2 * config.layers * math.prod(config.grid) * slots * config.width  # of one future's cache
+        row_bytes = 4 * 2 * config.layers * math.prod(config.grid) * slots * config.width  # float32 keys and values of one future
         video = prompt.new_empty(B, samples, T + new_frames, *self.frame_shape)
         video[:, :, :T] = prompt[:, None]
         bar = _bar(B * samples * new_frames) if progress else None
@@ -162,7 +162,7 @@ class VideoModel(nn.Module):
             yield frames
 
     def _check(self, prompt, new_frames, samples, temperature, seed, generator, window) -> tuple[Tensor, int]:
-        """The prompt as (B T C H W) float32, and the number of places in the cache; raises what `generate` says."""
+        """The prompt as (B T C H W) float32, and the number of slots in the cache; raises what `generate` says."""
         C, H, W = self.frame_shape
         prompt = prompt[None] if isinstance(prompt, Tensor) and prompt.ndim == 4 else prompt
         check_frames(prompt, "prompt", "B T C H W", channels=C)
@@ -228,7 +228,8 @@ class VideoModel(nn.Module):
 
     def _step(self, t, latent, cache, generators, temperature, target=None):
         """The prediction of frame t, and the cache; each row's noise comes from its own generator."""
-        if t >= cache[0].keys.shape[2] > 1 and self.transformer.config.window is None:  # full
+        slots = cache[0].keys.shape[2]
+        if t >= slots > 1 and self.transformer.config.window is None:  # it is full
             cache = self._keep_start(cache)
         noise = torch.cat([self.transformer.draw_noise(1, 1, g)[:, 0] for g in generators])
         return self.transformer.step(latent, cache, noise, target, temperature)
@@ -547,7 +548,7 @@ class Generate:
         samples: number of futures.
         temperature: how much is left to chance, from 0 (nothing).
         seed: the same seed gives the same futures.
-        window: places in the model's memory, one of them the start token's; by default as many as in training.
+        window: slots of the cache, one of them the start token's; by default as many as in training.
         out: file to write; its name ends in .gif or .mp4.
         fps: speed of that video in frames per second.
         device: "cpu", "cuda", ...; by default cuda where there is one.

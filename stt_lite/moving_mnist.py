@@ -116,12 +116,13 @@ def bounce(
     position = torch.rand(n, digits, 2, generator=generator)
     angles = 2 * math.pi * torch.rand(frames if stochastic else 1, n, digits, generator=generator)
     direction = torch.stack([angles.sin(), angles.cos()], dim=-1)  # (T or 1, n, digits, 2)
-    velocity, path = STEP * direction[0], [position]
+    velocity = STEP * direction[0]
+    path = [position]
     for t in range(1, frames):
         position = position + velocity
         below, above = position <= 0, position >= 1
         position = position.clamp(0, 1)
-        if stochastic:  # one border touched: both components of the velocity are drawn again
+        if stochastic:  # one border touched: both components of the velocity are drawn again, and then turned inside
             velocity = torch.where((below | above).any(-1, keepdim=True), STEP * direction[t], velocity)
         velocity = torch.where(below, velocity.abs(), torch.where(above, -velocity.abs(), velocity))
         path.append(position)
@@ -129,31 +130,31 @@ def bounce(
 
 
 def render(
-    digits: UInt8[Tensor, "n digits d d"], corners: Int[Tensor, "n T digits 2"], size: int
+    pictures: UInt8[Tensor, "n digits d d"], corners: Int[Tensor, "n T digits 2"], size: int
 ) -> Float[Tensor, "n T 1 size size"]:
     """Draw digits at whole-pixel positions; where two overlap the brighter pixel wins.
 
-    Instead of writing digits into frames it reads windows out of padded digits: one gather per digit for all clips
-    and frames, on any device.
+    Instead of writing digits into frames it reads windows out of padded digits: one gather per digit for a group of clips
+    and all their frames, on any device.
 
     Args:
-        digits: pictures of d x d bytes, on the device to draw on.
+        pictures: of the digits, d x d bytes each, on the device to draw on.
         corners: row and column of each digit's upper left pixel, in [0, size - d].
         size: height and width of a frame in pixels.
 
     Returns:
-        Clips with values in [0, 1] on the digits' device, shape (n T 1 size size).
+        Clips with values in [0, 1] on the pictures' device, shape (n T 1 size size).
     """
-    n, frames, device = len(corners), corners.shape[1], digits.device
-    reach = size - digits.shape[-1]
+    (n, frames, digits), device = corners.shape[:3], pictures.device
+    reach = size - pictures.shape[-1]
     video = torch.empty(n, frames, 1, size, size, device=device)
     chunk = 8 if device.type == "cpu" else 1024  # 8 clips fit into a CPU core's cache
     for start in range(0, n, chunk):
-        padded = F.pad(digits[start : start + chunk], (reach,) * 4)
+        padded = F.pad(pictures[start : start + chunk], (reach,) * 4)
         windows = padded.unfold(2, size, 1).unfold(3, size, 1)  # a view: (chunk digits reach+1 reach+1 size size)
         offset = reach - corners[start : start + chunk].to(device)
-        clip = torch.arange(len(offset), device=device)[:, None]
-        layers = [windows[clip, k, offset[:, :, k, 0], offset[:, :, k, 1]] for k in range(digits.shape[1])]
+        row = torch.arange(len(offset), device=device)[:, None]  # each clip reads its own windows
+        layers = [windows[row, k, offset[:, :, k, 0], offset[:, :, k, 1]] for k in range(digits)]
         torch.mul(functools.reduce(torch.maximum, layers), 1 / 255, out=video[start : start + chunk, :, 0])
     return video
 
@@ -241,8 +242,7 @@ def canonical_test_set(n: int = 10_000, *, fallback: bool = True) -> tuple[Float
         ValueError: n out of range, or a download whose hash is wrong.
         ConnectionError: no way to download the set, and fallback is False.
     """
-    if not 1 <= n <= 10_000:
-        raise ValueError(f"n must be between 1 and 10000, got {n}")
+    n = check_whole(n, "n", most=10_000)
     try:
         path = _download(CANONICAL_URL, "mnist_test_seq.npy", CANONICAL_MD5)
     except ConnectionError as error:

@@ -45,7 +45,9 @@ def attention_weights(
     """
     mask = _with_triangle(q, k, mask) if causal else mask
     scores = q @ k.mT / math.sqrt(q.shape[-1])
-    return (scores if mask is None else scores.masked_fill(~mask, -math.inf)).softmax(dim=-1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return scores.softmax(dim=-1)
 
 
 BATCH_LIMIT = 65_535  # sequences per call: CUDA starts at most so many blocks along its third axis

@@ -148,9 +148,8 @@ class TrainingConfig:
         beta: weight of the KL, in squared latent units per nat: what a nat of z must save; larger frames, whose summed errors
             are larger, want a larger one.
         beta_warmup: share of the budget after which beta is reached, from 0 on; 0 for no warm-up.
-        forecast_share: share of the steps that know the z of a prompt alone (a quarter to a half of the clip; in the rollouts
-            at the end, of theirs), in [0, 1);
-            later ones are the prior's mean, as at temperature 0.
+        forecast_share: share of the steps, in [0, 1), in which only a prompt's frames take z from the posterior, and all later
+            ones the prior's mean, as at temperature 0. The prompt is a quarter to a half of the clip; with own rollouts, theirs.
         corruption: each clip draws a rate from 0 to this, and replaces that share of its context by random tokens.
         fade: each clip draws a rate up to this, mostly near 0, and dims each frame of its context by 0 up to that share.
         blur: each clip draws a width up to this in pixels, mostly near 0, and blurs its context by it, from some frame on.
@@ -412,12 +411,14 @@ class TransformerObjective(nn.Module):
         dim = mine(c.fade * torch.rand(B, 1, 1, 1, 1, **draw) ** 3 * torch.rand(B, T, 1, 1, 1, **draw))
         forecast = torch.rand((), **draw).item() < c.forecast_share
         known = torch.randint(max(1, c.frames // 4), c.frames // 2 + 1, (), **draw).item() if forecast else True
-        clips = mine(clips)
+        clips = mine(clips)  # from here on; B still counts those of all processes
         target, indices = tokenizer.quantize(tokenizer.encode(clips.flatten(0, 1)))
         target, indices = target.unflatten(0, clips.shape[:2]), indices.unflatten(0, clips.shape[:2])
-        spoiled = self.spoil((1 - dim) * clips, B, draw, mine)
-        context = tokenizer.quantize(tokenizer.encode(spoiled.flatten(0, 1)))[0] if c.fade or c.blur or c.hide else target
-        context = corrupt(context.view_as(target), tokenizer, rate, chance, random)
+        context = target
+        if c.fade or c.blur or c.hide:
+            spoiled = self.spoil((1 - dim) * clips, B, draw, mine)
+            context = tokenizer.quantize(tokenizer.encode(spoiled.flatten(0, 1)))[0].view_as(target)
+        context = corrupt(context, tokenizer, rate, chance, random)
         if progress > 1 - c.rollout_share:  # the last part: learn to continue what it made itself
             known = prompt if forecast else True
             seen, how = context[:, :-1], 0.0 if forecast else 1.0  # what stands in the last place, no prediction sees
@@ -606,9 +607,10 @@ def fit(
             clips = objective.sample(on_cpu, device)
             batch = objective.prepare(clips, done, on_device, lambda x: x[accelerator.process_index :: processes])
         loss, logs = trained(**batch)
-        clock, past = time.perf_counter(), clock
-        seconds = processes * (progress.seconds + clock - past) if main else 0.0  # the mean is the main process's clock
-        report = torch.stack([torch.tensor(seconds, device=device), loss.detach().float(), *logs.values()])
+        now = time.perf_counter()
+        seconds, clock = progress.seconds + now - clock, now
+        told = processes * seconds if main else 0.0  # only the main process tells its clock, so the mean of all is that clock
+        report = torch.stack([torch.tensor(told, device=device), loss.detach().float(), *logs.values()])
         progress.seconds, mean, *values = accelerator.reduce(report, "mean").tolist()  # the same everywhere
         accelerator.backward(loss)
         norm = float(accelerator.clip_grad_norm_(model.parameters(), config.clip))
@@ -628,8 +630,7 @@ def fit(
         bar.update(1 if config.steps else min(bar.total, int(progress.seconds)) - bar.n)
         if progress.step % 5 == 0 or ended:
             progress.history.append([progress.step, progress.seconds, sum(recent) / len(recent)])
-            now = time.perf_counter()
-            speed, pace = len(recent) * len(clips) / (now - pace), now
+            speed, pace = len(recent) * len(clips) / (pause - pace), pause
             bar.set_postfix_str(f"loss {progress.history[-1][2]:.4f}, {speed:.1f} clips/s", refresh=False)
             accelerator.log({f"{name}/{key}": v for key, v in zip(["loss", *logs], [mean, *values])}, progress.step)
             recent.clear()
@@ -785,10 +786,22 @@ def train_transformer(
         save_transformer(net, config.out / "transformer.safetensors", record)
 
 
+def settled(tokenizer: Tokenizer, config: TrainingConfig) -> bool:
+    """Whether a transformer has begun to learn the run's own tokens; `tokenizer` then takes the weights that `config.out` holds.
+
+    From there on they stay, also where the budget grows: a tokenizer that trained on would change the meaning of the tokens.
+    """
+    begun = (config.out / "transformer.checkpoint").exists()
+    if begun:
+        tokenizer.load_state_dict(load_tokenizer(config.out / "tokenizer.safetensors").state_dict())
+    return begun
+
+
 def train(config: TrainingConfig, watch: Callable | None = None) -> Path:
     """Train a tokenizer, unless the config names one, then a transformer on its latents.
 
-    Called again with the same config, it goes on where the last checkpoint in `config.out` stands. The same call serves
+    Called again with the same config, it goes on where the last checkpoint in `config.out` stands; with a larger budget too, in
+    which the tokenizer trains on only if the transformer has not begun. The same call serves
     one process and several (`accelerate launch -m stt_lite.training`, `accelerate.notebook_launcher`).
 
     Args:
@@ -822,12 +835,13 @@ def train(config: TrainingConfig, watch: Callable | None = None) -> Path:
         tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else new_tokenizer(config)
         transformer_config(config, tokenizer)  # a size that does not fit stops the run here, before any training
         notes = {"copied_from": config.tokenizer}
-        if config.tokenizer is None:
+        done = config.tokenizer is None and settled(tokenizer, config)
+        if config.tokenizer is None and not done:
             objective = TokenizerObjective(tokenizer, config)
             tokenizer, progress = fit(objective, "tokenizer", share, config, accelerator, watch)
             notes = run_record(objective, progress, accelerator)
         tokenizer = tokenizer.to(device).eval()
-        if main:
+        if main and not done:
             save_tokenizer(tokenizer, config.out / "tokenizer.safetensors", notes)
         train_transformer(config, tokenizer, accelerator, 1 - share, watch=watch)
     for tracker in accelerator.trackers:

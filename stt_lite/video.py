@@ -86,8 +86,8 @@ def bouncing_square(frames: int = 20, size: int = 64, side: int = 16) -> Float[T
         ValueError: no frames, or a square that does not fit.
     """
     check_whole(frames, "frames")
-    if not 0 < side < size:
-        raise ValueError(f"side must be between 1 and size - 1 = {size - 1} pixels, got {side}")
+    check_whole(size, "size", least=2)
+    check_whole(side, "side", most=size - 1)
     reach = size - side  # the square's corner moves in [0, reach]
     t = torch.arange(frames)
     corner = torch.stack([5 * t + 4, 7 * t + 11], dim=1) % (2 * reach)
@@ -141,8 +141,8 @@ def _named_clips(videos, labels) -> tuple[list[Tensor], list[str]]:
 
 
 def _check_prompt(prompt_frames: int | None, frames: int) -> None:
-    if prompt_frames is not None and not 0 <= prompt_frames <= frames:
-        raise ValueError(f"prompt_frames must be between 0 and {frames}, the number of frames, got {prompt_frames}")
+    if prompt_frames is not None:
+        check_whole(prompt_frames, "prompt_frames", least=0, most=frames)
 
 
 def film_strip(videos, labels=None, *, prompt_frames: int | None = None, every: int = 1, width: int = 1200):
@@ -171,7 +171,8 @@ def film_strip(videos, labels=None, *, prompt_frames: int | None = None, every: 
     shown = range(0, longest, every)
     tile_h, tile_w = max(c.shape[2] for c in clips), max(c.shape[3] for c in clips)
     scale = max(1, round((width / len(shown) - 8) / tile_w))
-    border, gap, text = 3, 3, 18 if any(labels) else 0
+    border, gap = 3, 3
+    text = 18 if any(labels) else 0
     cell_w, cell_h = tile_w * scale + 2 * border + gap, tile_h * scale + 2 * border + gap
     split = 0 if prompt_frames is None else 3 * gap  # room between the prompt and what follows
     picture = Image.new("RGB", (len(shown) * cell_w + split + gap, len(clips) * (cell_h + text) + gap), "white")
@@ -263,9 +264,9 @@ def scrub(videos, labels=None, *, prompt_frames: int | None = None, fps: float =
     widgets.jslink((slider, "value"), (stack, "selected_index"))
 
     class Scrubber(widgets.VBox):
-        def _repr_mimebundle_(self, **kwargs):
+        def _repr_mimebundle_(self, **kwargs):  # what Jupyter stores: where widgets can't show, the picture does
             bundle = super()._repr_mimebundle_(**kwargs)
-            strip = film_strip(clips, labels, prompt_frames=prompt_frames, every=-(-longest // 10), width=800)
+            strip = film_strip(clips, labels, prompt_frames=prompt_frames, every=math.ceil(longest / 10), width=800)
             plain = f"Scrubber of {len(clips)} clip(s), {longest} frames"
             return {**bundle, "image/png": base64.b64encode(strip.data).decode(), "text/plain": plain}
 

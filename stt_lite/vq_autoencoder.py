@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from stt_lite.video import check_frames
+from stt_lite.video import check_frames, check_whole
 
 __all__ = [
     "FiniteScalarQuantizer", "Tokenizer", "TokenizerConfig", "VectorQuantizer", "codebook_usage", "load_tokenizer",
@@ -118,7 +118,7 @@ class VectorQuantizer(nn.Module):
             quantized = self.codes(indices).view_as(z)
             if self.training:
                 self._update(flat, indices)
-            commitment = F.mse_loss(z, quantized)
+            commitment = F.mse_loss(z, quantized)  # the codebook is a buffer: no gradient reaches it
             quantized = z + (quantized - z).detach()  # straight-through: forward the codeword, backward the identity
             return quantized.movedim(-1, 1), indices.view(z.shape[:-1]), commitment
 
@@ -189,18 +189,18 @@ class FiniteScalarQuantizer(nn.Module):
 
     def codes(self, indices: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
         """The codewords that `indices` in [0, K) name."""
-        digits = indices[..., None] // self.basis % self.levels
-        return digits / (self.levels - 1) * 2 - 1
+        level = indices[..., None] // self.basis % self.levels  # (*shape D)
+        return level / (self.levels - 1) * 2 - 1
 
     def forward(self, latents: Float[Tensor, "B D h w"]) -> tuple[Tensor, Tensor, Tensor]:
         """Quantized latents (B D h w), gradient passed straight through the rounding; indices (B h w); a zero loss."""
         with torch.autocast(latents.device.type, enabled=False):
             z = latents.float().movedim(1, -1)  # (B h w D)
             bounded = (z.tanh() + 1) / 2 * (self.levels - 1)  # in (0, levels - 1)
-            digits = bounded.round()
-            indices = (digits.detach().long() * self.basis).sum(-1)
-            digits = bounded + (digits - bounded).detach()  # straight-through
-            return (digits / (self.levels - 1) * 2 - 1).movedim(-1, 1), indices, z.new_zeros(())
+            level = bounded.round()
+            indices = (level.detach().long() * self.basis).sum(-1)
+            level = bounded + (level - bounded).detach()  # straight-through
+            return (level / (self.levels - 1) * 2 - 1).movedim(-1, 1), indices, z.new_zeros(())
 
 
 def codebook_usage(indices: Int[Tensor, "..."], codebook_size: int) -> float:
@@ -243,6 +243,9 @@ class TokenizerConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "levels", tuple(self.levels))  # JSON gives back a list
+        for name in ("downsample", "width", "latent_channels", "codebook_size"):
+            check_whole(getattr(self, name), name)
+        check_whole(self.residual_blocks, "residual_blocks", least=0)
         if self.downsample < 2 or self.downsample & (self.downsample - 1):
             raise ValueError(f"downsample must be a power of two of at least 2, got {self.downsample}")
         if self.width < 16 or self.width % 16:
@@ -327,7 +330,7 @@ class Tokenizer(nn.Module):
     def reconstruct(self, clips: Float[Tensor, "*B C H W"]) -> Float[Tensor, "*B C H W"]:
         """Frames, clips or batches of clips through encode, quantize and decode, without gradients.
 
-        Frames go through in groups of 256, so memory does not grow with the number of clips.
+        Frames go through in groups of 256, so that only the result grows with the number of clips.
         """
         if not isinstance(clips, Tensor) or clips.ndim not in (4, 5):
             got = tuple(clips.shape) if isinstance(clips, Tensor) else type(clips).__name__
@@ -360,7 +363,8 @@ def token_colours(tokenizer: Tokenizer, frames: Float[Tensor, "T C H W"]) -> Flo
     size = tokenizer.quantizer.codebook_size
     book = tokenizer.quantizer.codes(torch.arange(size, device=frames.device)).float()  # (K D)
     _, spread, axes = torch.linalg.svd(book - book.mean(0), full_matrices=False)
-    distance = ((book - book[indices.flatten().mode().values]) @ axes[:3].T).abs() / spread[0] * size**0.5  # (K ≤3)
+    most_frequent, deviation = book[indices.flatten().mode().values], spread[0] / size**0.5
+    distance = ((book - most_frequent) @ axes[:3].T).abs() / deviation  # (K ≤3)
     colours = F.pad((0.1 + 0.4 * distance).clamp(0, 1), (0, 3 - distance.shape[1]), value=0.1)[indices]  # (T h w 3)
     return F.interpolate(colours.movedim(-1, 1), scale_factor=tokenizer.config.downsample, mode="nearest")
 

@@ -193,5 +193,5 @@ def test_bad_input(bad, message):
 
 
 def test_canonical_n_out_of_range():
-    with pytest.raises(ValueError, match="n must be between 1 and 10000, got 0"):
+    with pytest.raises(ValueError, match=r"n must be a whole number in \[1, 10000\], got 0"):
         stt.canonical_test_set(0)

@@ -337,6 +337,17 @@ def test_the_callers_random_numbers_stay(tmp_path):
 # --- checkpoints
 
 
+def test_tokens_stay_as_they_are_once_a_transformer_learns_them(tmp_path):
+    config = tiny(tmp_path, tokenizer=None, codebook_size=16, steps=6, tokenizer_share=0.5)
+    stt.train(config)
+    files = [tmp_path / f"tokenizer{ending}" for ending in (".safetensors", ".json", ".checkpoint")]
+    before, learned = [file.read_bytes() for file in files], weights(tmp_path)
+    stt.train(replace(config, steps=12))
+    assert [file.read_bytes() for file in files] == before
+    assert json.loads((tmp_path / "transformer.json").read_text())["steps"] == 6
+    assert any(not torch.equal(value, learned[name]) for name, value in weights(tmp_path).items())
+
+
 def test_killed_at_random_moments_a_run_ends_with_the_same_weights(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     changes = dict(tokenizer="None", steps=40, rollout_share=0.3)
