@@ -117,7 +117,7 @@ class GaussianLayer(nn.Module):
             nn.init.dirac_(self.normal.convolution.weight[:width])  # at first the mean is the stream itself ...
             nn.init.zeros_(self.normal.convolution.bias[:width])
             nn.init.zeros_(self.normal.convolution.weight[width:])
-            nn.init.constant_(self.normal.convolution.bias[width:], -4.0)  # ... and sigma 0.17
+            nn.init.constant_(self.normal.convolution.bias[width:], -4.0)  # ... and sigma, after the soft bound, 0.17
         else:
             self.norm = RMSNorm(width)
             self.prior = GaussianConvolution(width, latent_channels, kernel_size)

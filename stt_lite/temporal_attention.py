@@ -66,7 +66,8 @@ class KeyValueCache(NamedTuple):
         T, W = keys.shape[2], self.keys.shape[2]
         if T > W:
             raise ValueError(f"the cache must have a slot for each new frame, got {T} frames for {W} slots")
-        keys, values = (torch.cat([old[:, :, T:], new.to(old.dtype)], dim=2) for old, new in zip(self, (keys, values)))
+        keys = torch.cat([self.keys[:, :, T:], keys.to(self.keys.dtype)], dim=2)
+        values = torch.cat([self.values[:, :, T:], values.to(self.values.dtype)], dim=2)
         return KeyValueCache(keys, values, (self.filled + T).clamp(max=W))
 
     def visible(self, frames: int, window: int | None = None) -> Bool[Tensor, "T W"]:
@@ -128,7 +129,7 @@ class TemporalAttention(nn.Module):
         x = x if real is None else torch.where(real, x, 0)
         t = torch.arange(T, device=x.device)
         sequences = rearrange(self.norm(x), "B T h w E -> (B h w) T E")  # one sequence of T frames per pixel
-        y = self.attend(sequences, self._band(T, x.device), causal=True, rotate=lambda q: rotary(q, t))
+        y = self.attend(sequences, self._band(T, x.device), causal=True, rotate=lambda x: rotary(x, t))
         y = rearrange(y, "(B h w) T E -> B T h w E", B=B, h=h, w=w)
         return y if real is None else torch.where(real, y, 0)
 

@@ -195,7 +195,9 @@ class SpatialTemporalTransformer(nn.Module):
         target: Float[Tensor, "B D h w"] | None = None,
         temperature: float = 1.0,
     ) -> tuple[Float[Tensor, "B D_or_K h w"], tuple[KeyValueCache, ...]]:
-        """One frame on: the prediction of the next frame, and the cache that now knows `latent`. A pure function.
+        """One frame on: the prediction of the next frame, and the cache that now knows `latent`.
+
+        In evaluation mode, and with `noise` passed, a pure function.
 
         Args:
             latent: the newest frame; None at the very start, where no frame is known.
@@ -231,9 +233,11 @@ class SpatialTemporalTransformer(nn.Module):
             ValueError: latents of another shape than the config says, or fewer than T slots.
         """
         self._check(latents)
-        (B, T), frames = latents.shape[:2], self._embed(latents)
+        B, T = latents.shape[:2]
+        frames = self._embed(latents)
         noise = self.draw_noise(B, T) if noise is None else noise
-        return self._run(self._shift(frames), noise, frames, temperature, cache=self.empty_cache(B, window))[2]
+        _, _, cache = self._run(self._shift(frames), noise, frames, temperature, cache=self.empty_cache(B, window))
+        return cache
 
     def empty_cache(self, batch: int, window: int | None = None) -> tuple[KeyValueCache, ...]:
         """One cache per layer for `batch` clips and `window` frames; None takes the config's window."""
@@ -269,12 +273,12 @@ def prediction_error(
 def count_parameters(config: TransformerConfig) -> int:
     """Number of parameters, from the config alone."""
     E, Z, D = config.width, config.noise_channels, config.latent_channels
-    k, r = config.kernel_size**2, config.mlp_ratio
+    taps, r = config.kernel_size**2, config.mlp_ratio
     attention = E + (3 * E * E + 3 * E) + 2 * E // config.heads + (E * E + E)  # norm, q k v, their norms, output
     spatial = attention + sum(config.grid) * E + (9 * E + E if config.conv else 0)
     feed_forward = E + (r * E * E + r * E) + (r * E * E + E)
-    latent = E + (k * E * 2 * Z + 2 * Z) + (k * 2 * E * 2 * Z + 2 * Z) + (Z * E + E)  # norm, prior, posterior, inject
-    gaussian = {"off": 0, "bottleneck": k * E * 2 * E + 2 * E, "latent": latent}[config.gaussian]
+    latent = E + (taps * E * 2 * Z + 2 * Z) + (taps * 2 * E * 2 * Z + 2 * Z) + (Z * E + E)  # norm, prior, posterior, inject
+    gaussian = {"off": 0, "bottleneck": taps * E * 2 * E + 2 * E, "latent": latent}[config.gaussian]
     layers = config.layers * (spatial + attention + feed_forward + gaussian)
     return (D * E + E) + E + layers + E + (E * config.out_channels + config.out_channels)  # embed, start, norm, head
 
@@ -286,11 +290,11 @@ def count_flops(config: TransformerConfig, frames: int, posterior: bool = False)
     training step takes about three times as many. `posterior`: count the posterior's convolution too.
     """
     E, Z, D = config.width, config.noise_channels, config.latent_channels
-    k, r, pixels = config.kernel_size**2, config.mlp_ratio, config.grid[0] * config.grid[1]
+    taps, r, pixels = config.kernel_size**2, config.mlp_ratio, config.grid[0] * config.grid[1]
     spatial = 4 * E * E + 2 * pixels * E + (9 * E if config.conv else 0)  # q k v out; scores, sums; per pixel
     temporal = 4 * E * E + 2 * frames * E  # the same over T frames
     feed_forward = 2 * r * E * E
-    latent = k * E * 2 * Z + Z * E + (k * 2 * E * 2 * Z if posterior else 0)
-    gaussian = {"off": 0, "bottleneck": k * E * 2 * E, "latent": latent}[config.gaussian]
+    latent = taps * E * 2 * Z + Z * E + (taps * 2 * E * 2 * Z if posterior else 0)
+    gaussian = {"off": 0, "bottleneck": taps * E * 2 * E, "latent": latent}[config.gaussian]
     layer = spatial + temporal + feed_forward + gaussian
     return 2 * pixels * (D * E + config.layers * layer + E * config.out_channels)

@@ -118,7 +118,7 @@ MUTATIONS = [  # what breaks; module; text; replacement; tests of that module to
     ("train on held-out games", GAMES, 'device: torch.device | str = "cpu", split: Literal["train", "test"] = "train"', 'device: torch.device | str = "cpu", split: Literal["train", "test"] = "test"', "pieces_of_the_training"),
     ("keep games of other options", GAMES, '["options"] == options', '["options"] is not None', "played_once"),
     ("put the ball a pixel off", GAMES, "(ball + 0.5) * self.size / FIELD - 0.5", "(ball + 0.5) * self.size / FIELD + 0.5", "in_place"),
-    ("take a paddle for a ball", GAMES, "score = (3 * sums[0] - 2 * sums[1])", "score = sums[0]", "painted"),
+    ("take a paddle for a ball", GAMES, "score = (window - 2 * (both - window))", "score = window", "painted"),
     ("look for the ball between the bricks", GAMES, "like = like * inside[:, None]", "pass", "bricks"),
     ("count a ball wherever it is", GAMES, "<= within for x in", "<= 1000 for x in", "kept_means"),
     ("compare more than the weight", GAMES, "replace(settings, moving=weight), Path(out)", "replace(settings, moving=weight, rate=1e-3 + weight), Path(out)", "changes_the_weight"),
