@@ -380,9 +380,10 @@ def find_ball(frames: Float[Tensor, "*n 3 H W"], game: str, least: float = 1.0) 
     row = (at + 0.5) * FIELD / size - 0.5  # of the field, at a pixel's centre
     inside = torch.stack([(row >= first) & (row <= last) for first, last in known.rows]).any(0)
     like = like * inside[:, None]
-    near, around = ([2 * round(edge * size / FIELD / 2) + 1 + more for edge in (4, 2)] for more in (0, 4))
-    sums = [F.avg_pool2d(like, w, 1, [e // 2 for e in w]) * w[0] * w[1] for w in (near, around)]
-    score = (3 * sums[0] - 2 * sums[1]).flatten(1)  # what is near, less twice what is only around it
+    near = [2 * round(edge * size / FIELD / 2) + 1 for edge in (4, 2)]  # rows and columns, odd; 5x3 of 128x128 pixels
+    wide = [edge + 4 for edge in near]  # with the ring, two pixels on each side
+    window, both = (F.avg_pool2d(like, w, 1, [edge // 2 for edge in w]) * w[0] * w[1] for w in (near, wide))
+    score = (window - 2 * (both - window)).flatten(1)
     best, place = score.max(1)
     masses = torch.cat([like, like * at[:, None], like * at], dim=1)  # and its moments: their ratio is the centre
     masses = F.avg_pool2d(masses, near, 1, [e // 2 for e in near]).flatten(2)

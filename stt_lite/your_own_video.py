@@ -21,7 +21,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stt_lite.evaluation import fit_model
-from stt_lite.training import TokenizerObjective, TrainingConfig, new_accelerator, seed_everything, train_transformer
+from stt_lite.training import (
+    TokenizerObjective, TrainingConfig, new_accelerator, seed_everything, settled, train_transformer,
+)  # fmt: skip
 from stt_lite.video import check_whole
 from stt_lite.vq_autoencoder import Tokenizer, TokenizerConfig, save_tokenizer, write_file
 
@@ -464,10 +466,12 @@ def train_own(
         write_file(kept, json.dumps(data).encode())
     with torch.random.fork_rng(devices=cuda):  # the caller's generators stay
         seed_everything(config.seed, -1, torch.device("cpu"))
-        objective = TokenizerObjective(Tokenizer(shape).to(memory_format=torch.channels_last), config, folder)
-        tokenizer, record = fit_model(objective, "tokenizer", config.part(config.tokenizer_share), watch)
+        tokenizer = Tokenizer(shape).to(memory_format=torch.channels_last)
         notes, budget = {"licence": None}, config.part(1 - config.tokenizer_share)
-        if main:
-            save_tokenizer(tokenizer, config.out / "tokenizer.safetensors", record | notes)
+        if not settled(tokenizer, config):
+            objective = TokenizerObjective(tokenizer, config, folder)
+            tokenizer, record = fit_model(objective, "tokenizer", config.part(config.tokenizer_share), watch)
+            if main:
+                save_tokenizer(tokenizer, config.out / "tokenizer.safetensors", record | notes)
         train_transformer(budget, tokenizer.eval(), new_accelerator(budget), source=folder, watch=watch, notes=notes)
     return config.out

@@ -490,6 +490,10 @@ def test_training_writes_what_load_pretrained_reads(folder, tmp_path, gray):
     train_own(clips, tmp_path / "run", **SMALL)  # done already
     train_own(clips, tmp_path / "again", **SMALL)
     assert (tmp_path / "again/transformer.safetensors").read_bytes() == weights
+    tokens = (tmp_path / "run/tokenizer.safetensors").read_bytes()
+    train_own(clips, tmp_path / "run", **SMALL | {"steps": 2 * SMALL["steps"]})  # a larger budget: the tokens stay
+    assert (tmp_path / "run/tokenizer.safetensors").read_bytes() == tokens
+    assert (tmp_path / "run/transformer.safetensors").read_bytes() != weights
     prepare_clips(folder[0], tmp_path / "clips", **OPTIONS | {"frames": 4}, gray=gray)
     with pytest.raises(ValueError, match="out must be empty or hold a run on these clips"):
         train_own(ClipFolder(tmp_path / "clips"), tmp_path / "run", **SMALL)
