@@ -894,7 +894,7 @@ PRESETS = {  # the first two for a CPU, the last for a GPU
     "moving-mnist-tiny": TrainingConfig(tokenizer="moving-mnist-tiny", minutes=60.0, beta=20.0, **RECIPE),
     "moving-mnist": replace(MOVING_MNIST, tokenizer="moving-mnist", minutes=180.0),
     "moving-mnist-large": replace(
-        MOVING_MNIST, out=Path("runs/moving-mnist-large"), width=256, layers=8, heads=8, batch=64, minutes=60.0
+        MOVING_MNIST, out=Path("runs/moving-mnist-large"), width=256, layers=8, heads=8, batch=8, minutes=60.0
     ),
 }
 
