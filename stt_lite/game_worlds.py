@@ -454,7 +454,8 @@ def train_game(
 ) -> Path:
     """Train a tokenizer with a discriminator, then a transformer on its latents. `load_pretrained(out)` loads both.
 
-    Called again with the same arguments, it goes on where the last checkpoint stands.
+    Called again with the same arguments, it goes on where the last checkpoint stands; with a larger budget too, in which the
+    tokenizer trains on only if the transformer has not begun.
 
     Args:
         clips: the games.
@@ -479,10 +480,12 @@ def train_game(
     )  # fmt: skip
 
     shared = {name: getattr(config, name) for name in ("batch", "seed", "precision", "checkpoint_seconds", "adamw_rate")}
-    budget = config.part(config.tokenizer_share)
-    tokenizer, record = train_vqgan(clips, out, shape, settings, budget.minutes, budget.steps, watch=watch, **shared)
+    budget, begun = config.part(config.tokenizer_share), (out / "transformer.checkpoint").exists()
+    minutes, steps = (None, 1) if begun else (budget.minutes, budget.steps)  # a step long taken: the tokenizer comes back as it is
+    tokenizer, record = train_vqgan(clips, out, shape, settings, minutes, steps, watch=watch, **shared)
     record["data"] = clips.data
-    save_tokenizer(tokenizer, out / "tokenizer.safetensors", record)
+    if not begun:
+        save_tokenizer(tokenizer, out / "tokenizer.safetensors", record)
     with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):  # the caller's generators stay
         budget = config.part(1 - config.tokenizer_share)
         train_transformer(budget, tokenizer, new_accelerator(budget), source=clips, watch=watch)

@@ -3,6 +3,7 @@
 import builtins
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -354,6 +355,15 @@ def test_training_goes_on_from_what_is_there(run, folder, monkeypatch):
     assert before == after
     with pytest.raises(ValueError, match="out must be empty or hold a run with these arguments"):
         train_game(GameClips(folder, frames=5), run, steps=8, **BRIEF | {"settings": replace(LOSSES, moving=1.0)})
+
+
+def test_tokens_stay_when_the_budget_grows(run, folder, tmp_path):
+    longer = shutil.copytree(run, tmp_path / "longer")
+    train_game(GameClips(folder, frames=5), longer, steps=16, **BRIEF)
+    for name in ("tokenizer.safetensors", "tokenizer.json", "vqgan.checkpoint"):
+        assert (longer / name).read_bytes() == (run / name).read_bytes(), name
+    steps = [json.loads((path / "transformer.json").read_text())["steps"] for path in (run, longer)]
+    assert steps[0] < steps[1]
 
 
 def test_a_run_starts_from_other_weights_and_says_so(run, folder, tmp_path):
