@@ -790,10 +790,16 @@ def settled(tokenizer: Tokenizer, config: TrainingConfig) -> bool:
     """Whether a transformer has begun to learn the run's own tokens; `tokenizer` then takes the weights that `config.out` holds.
 
     From there on they stay, also where the budget grows: a tokenizer that trained on would change the meaning of the tokens.
+
+    Raises:
+        ValueError: a `tokenizer` of another config than the run's.
     """
     begun = (config.out / "transformer.checkpoint").exists()
     if begun:
-        tokenizer.load_state_dict(load_tokenizer(config.out / "tokenizer.safetensors").state_dict())
+        kept = load_tokenizer(config.out / "tokenizer.safetensors")
+        if kept.config != tokenizer.config:
+            raise ValueError(f"{config.out} holds a run with the tokenizer {kept.config}, got {tokenizer.config}; choose another `out`")
+        tokenizer.load_state_dict(kept.state_dict())
     return begun
 
 

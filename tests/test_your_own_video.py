@@ -494,6 +494,8 @@ def test_training_writes_what_load_pretrained_reads(folder, tmp_path, gray):
     train_own(clips, tmp_path / "run", **SMALL | {"steps": 2 * SMALL["steps"]})  # a larger budget: the tokens stay
     assert (tmp_path / "run/tokenizer.safetensors").read_bytes() == tokens
     assert (tmp_path / "run/transformer.safetensors").read_bytes() != weights
+    with pytest.raises(ValueError, match="holds a run with the tokenizer .*codebook_size=16.*, got .*codebook_size=32"):
+        train_own(clips, tmp_path / "run", **SMALL | {"codebook_size": 32})
     prepare_clips(folder[0], tmp_path / "clips", **OPTIONS | {"frames": 4}, gray=gray)
     with pytest.raises(ValueError, match="out must be empty or hold a run on these clips"):
         train_own(ClipFolder(tmp_path / "clips"), tmp_path / "run", **SMALL)
