@@ -49,12 +49,12 @@ class Step(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, latent, packed, filled, noise, temperature) -> tuple[Tensor, Tensor, Tensor]:
-        model, full = self.model, filled == packed.shape[4]
-        cache = tuple(KeyValueCache(*layer.unbind(0), filled) for layer in packed.unbind(0))
+    def forward(self, latent, packed, frames, noise, temperature) -> tuple[Tensor, Tensor, Tensor]:
+        model, full = self.model, frames >= packed.shape[4]
+        cache = tuple(KeyValueCache(*layer.unbind(0), frames) for layer in packed.unbind(0))
         kept = model._keep_start(cache)  # the start token moves on, so that the oldest frame drops out
         cache = tuple(
-            KeyValueCache(*(torch.where(full, a, b) for a, b in zip(new[:2], old[:2])), filled) for new, old in zip(kept, cache)
+            KeyValueCache(*(torch.where(full, a, b) for a, b in zip(new[:2], old[:2])), frames) for new, old in zip(kept, cache)
         )
         prediction, cache = model.transformer.step(latent, cache, noise, temperature=temperature)
         latent = model.tokenizer.quantize(prediction)[0]
@@ -86,7 +86,7 @@ def main(out: Path = OUT) -> None:
     with torch.no_grad():
         latent, cache = read(clips[:1, :PROMPT], noise)
     arguments = latent, cache, torch.tensor(PROMPT), noise[:, 0], torch.tensor(0.5)
-    names = ["latent", "cache", "filled", "noise", "temperature"]
+    names = ["latent", "cache", "frames", "noise", "temperature"]
     export(Step(model).eval(), arguments, names, ["next", "frame", "after"], out / "step.onnx")
     (out / "clips.bin").write_bytes((clips * 255).round().byte().numpy().tobytes())  # (clips T H W)
     shapes = {"clips": CLIPS, "frames": PROMPT + NEW, "prompt": PROMPT, "size": model.frame_shape[1], "slots": slots, "noise": list(noise.shape[2:])}

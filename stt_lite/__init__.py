@@ -84,6 +84,7 @@ from stt_lite.training import (
     fit,
     grow,
     hide,
+    learning_rate,
     live_view,
     load_transformer,
     orthogonalize,
@@ -91,7 +92,6 @@ from stt_lite.training import (
     save_transformer,
     snap,
     train,
-    warmup_cosine,
 )
 from stt_lite.generation import (
     Bundle,
@@ -243,6 +243,7 @@ __all__ = [
     "fit",
     "grow",
     "hide",
+    "learning_rate",
     "live_view",
     "load_transformer",
     "orthogonalize",
@@ -250,7 +251,6 @@ __all__ = [
     "save_transformer",
     "snap",
     "train",
-    "warmup_cosine",
     "Bundle",
     "VideoModel",
     "explore",

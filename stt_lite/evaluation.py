@@ -425,11 +425,12 @@ class JointAttention(SpatialAttention):
         """As `TemporalAttention.read`; the cache holds the same keys and values, per pixel."""
         B, T, h, w, _ = x.shape
         q, k, v = self.attend.split(rearrange(self._pixels(x), "(B T) p E -> B (T p) E", B=B))  # (B N T·p d)
+        now = (cache.frames + torch.arange(T, device=x.device)).repeat_interleave(h * w)
+        q, k = rotary(q, now), rotary(k, now)
         cache = cache.add(*(rearrange(t, "B N (T p) d -> (B p) N T d", T=T) for t in (k, v)))
-        slot = torch.arange(cache.keys.shape[2], device=x.device)
-        keys, values = (rearrange(t, "(B p) N W d -> B N (W p) d", B=B) for t in (rotary(cache.keys, slot), cache.values))
+        keys, values = (rearrange(t, "(B p) N W d -> B N (W p) d", B=B) for t in cache[:2])
         mask = cache.visible(T).repeat_interleave(h * w, 0).repeat_interleave(h * w, 1)[None, None]
-        y = self.attend.merge(attention(rotary(q, slot[-T:].repeat_interleave(h * w)), keys, values, mask))
+        y = self.attend.merge(attention(q, keys, values, mask))
         return rearrange(y, "B (T h w) E -> B T h w E", T=T, h=h), cache
 
 
@@ -439,7 +440,7 @@ class Joint(TransformerLayer):
     def __init__(self, config: TransformerConfig):
         super().__init__(config)
         self.spatial = Nothing()
-        self.temporal = JointAttention(config.width, config.heads, config.grid, conv=config.conv)
+        self.temporal = JointAttention(config.width, config.heads, config.stream_grid, conv=config.conv)
 
 
 @dataclass(frozen=True)
@@ -493,7 +494,7 @@ def fit_model(
     accelerator = new_accelerator(replace(config, compile=bool(config.compile)))  # a minute of compiling is too much here
     config.out.mkdir(parents=True, exist_ok=True)
     model, progress = fit(objective, name, 1.0, config, accelerator, watch)
-    return model, run_record(objective, progress, accelerator) | {"clips_seen": progress.step * config.batch}
+    return model, run_record(objective, progress, accelerator) | {"clips_seen": progress.clips}
 
 
 def take_over(net: nn.Module, trained: nn.Module) -> int:

@@ -443,7 +443,7 @@ def reconstruction_scores(tokenizer: Tokenizer, clips: GameClips, n: int = 40) -
 
 GAME_TOKENIZER = TokenizerConfig(
     channels=3, downsample=8, width=64, residual_blocks=2, latent_channels=6, quantizer="fsq", codebook_size=4**6,
-    levels=(4,) * 6,
+    levels=(4,) * 6, group_norm=True,
 )  # fmt: skip
 GAME_LOSSES = VQGANConfig(moving=20.0, adversarial=0.25, start=0.8, warmup=0.1, width=16)
 

@@ -22,13 +22,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stt_lite.moving_mnist import moving_mnist
-from stt_lite.temporal_attention import KeyValueCache
+from stt_lite.temporal_attention import KeyValueCache, rotary
 from stt_lite.training import PRESETS, load_transformer, snap, train
 from stt_lite.transformer import SpatialTemporalTransformer, TransformerConfig, count_parameters
 from stt_lite.video import (
     GENERATED_COLOUR, PROMPT_COLOUR, check_frames, check_whole, film_strip, load_video, save_video,
 )  # fmt: skip
-from stt_lite.vq_autoencoder import Tokenizer, TokenizerConfig, load_tokenizer, weights_folder
+from stt_lite.vq_autoencoder import Tokenizer, load_tokenizer, tokenizer_config, weights_folder
 
 __all__ = [
     "Bundle", "VideoModel", "explore", "futures", "held_out_clips", "load_pretrained", "pretrained", "rollout_error",
@@ -118,7 +118,7 @@ class VideoModel(nn.Module):
         """
         prompt, slots = self._check(prompt, new_frames, samples, temperature, seed, generator, window)
         (B, T), config = prompt.shape[:2], self.transformer.config
-        row_bytes = 4 * 2 * config.layers * math.prod(config.grid) * slots * config.width  # float32 keys and values of one future
+        row_bytes = 4 * 2 * config.layers * math.prod(config.stream_grid) * slots * config.width  # float32 keys and values of one future
         video = prompt.new_empty(B, samples, T + new_frames, *self.frame_shape)
         video[:, :, :T] = prompt[:, None]
         bar = _bar(B * samples * new_frames) if progress else None
@@ -212,12 +212,12 @@ class VideoModel(nn.Module):
 
     def _roll(self, latent, cache, t, samples, temperature, generators) -> Iterator[Tensor]:
         """Yields the latents ((B S) D h w) of frames t, t + 1, ... without end: codewords, or the mean at temperature 0."""
-        head, pixels = self.transformer.config.head, math.prod(self.transformer.config.grid)
+        head, pixels = self.transformer.config.head, math.prod(self.transformer.config.stream_grid)
         mean = head == "regression" and temperature == 0
         latent = repeat(latent, "B D h w -> (B S) D h w", S=samples)
         many = "(B p) N W d -> (B S p) N W d"
         copies = [[repeat(x, many, p=pixels, S=samples) for x in layer[:2]] for layer in cache]
-        cache = tuple(KeyValueCache(*copy, layer.filled) for copy, layer in zip(copies, cache))
+        cache = tuple(KeyValueCache(*copy, layer.frames) for copy, layer in zip(copies, cache))
         while True:
             prediction, cache = self._step(t, latent, cache, generators, temperature)
             if head == "token" and temperature > 0:  # the largest after Gumbel noise: a draw from softmax
@@ -235,9 +235,15 @@ class VideoModel(nn.Module):
         return self.transformer.step(latent, cache, noise, target, temperature)
 
     def _keep_start(self, cache: tuple[KeyValueCache, ...]) -> tuple[KeyValueCache, ...]:
-        """Put the start token over the oldest frame, so that this one drops out next (Xiao et al., 2024)."""
-        copies = [[torch.cat([x[:, :, :1], x[:, :, :1], x[:, :, 2:]], dim=2) for x in layer[:2]] for layer in cache]
-        return tuple(KeyValueCache(*copy, layer.filled) for copy, layer in zip(copies, cache))
+        """Put the start token over the oldest frame, a frame later, so that this one drops out next (Xiao et al., 2024)."""
+
+        def moved(layer: KeyValueCache) -> KeyValueCache:
+            keys, values = (x[:, :, :1] for x in layer[:2])
+            starts = rotary(keys, torch.ones(1, device=keys.device)), values  # no further back than the cache reaches
+            copies = [torch.cat([x[:, :, :1], start, x[:, :, 2:]], dim=2) for x, start in zip(layer[:2], starts)]
+            return KeyValueCache(*copies, layer.frames)
+
+        return tuple(moved(layer) for layer in cache)
 
 
 def _bar(frames: int):
@@ -329,7 +335,7 @@ def pretrained() -> list[Bundle]:
         first, second = (json.loads(path.with_suffix(".json").read_text()) for path in paths)
         a, b = first["config"], second["config"]
         with torch.device("meta"):  # builds without allocating, and without drawing random numbers
-            tokenizer = Tokenizer(TokenizerConfig(**a | {"levels": tuple(a["levels"])}))  # JSON has no tuples
+            tokenizer = Tokenizer(tokenizer_config(a))
         parameters = sum(p.numel() for p in tokenizer.parameters())
         parameters += count_parameters(TransformerConfig(**b | {"grid": tuple(b["grid"])}))
         data, megabytes = second["data"], sum(path.stat().st_size for path in paths) / 1e6

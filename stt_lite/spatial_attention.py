@@ -51,6 +51,7 @@ def attention_weights(
 
 
 BATCH_LIMIT = 65_535  # sequences per call: CUDA starts at most so many blocks along its third axis
+SHORT = 128  # keys: up to so many, a CPU is faster in half precision where the weights are written out
 
 
 def attention(
@@ -61,10 +62,11 @@ def attention(
     causal: bool = False,
     dropout: float = 0.0,
 ) -> Float[Tensor, "n N Lq d"]:
-    """Average of the values, weighted by `attention_weights`, in one fused call for any number n of sequences.
+    """Average of the values, weighted by `attention_weights`, for any number n of sequences.
 
     `torch.nn.functional.scaled_dot_product_attention` (FlashAttention, Dao et al., 2022, where the device has it)
-    takes at most 65,535 sequences on CUDA; more go through it in several parts.
+    takes at most 65,535 sequences on CUDA; more go through it in several parts. On a CPU, in half precision, sequences of
+    at most `SHORT` keys are written out instead, which is faster there.
 
     Args:
         q, k, v: queries, keys and values of n sequences and N heads, d channels each.
@@ -76,6 +78,8 @@ def attention(
     Raises:
         ValueError: causal, and the number of queries differs from the number of keys.
     """
+    if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16) and k.shape[2] <= SHORT:
+        return F.dropout(attention_weights(q, k, mask, causal), dropout) @ v
     if causal and (mask is not None or q.shape[2] != k.shape[2]):
         mask, causal = _with_triangle(q, k, mask), False
 

@@ -50,12 +50,12 @@ class KeyValueCache(NamedTuple):
     """What the past already knows: keys and values of the last W frames, newest last, of each of n pixels.
 
     Shapes never change, so one step compiles and exports; a step returns a new cache and leaves the old one alone.
-    Keys are kept without their rotation: slot W - 1 is always "now", however long the video runs.
+    Keys are kept rotated to the time of their frame, counted from the first frame that the cache was given.
     """
 
     keys: Float[Tensor, "n N W d"]
     values: Float[Tensor, "n N W d"]
-    filled: Int[Tensor, ""]  # how many of the W slots hold frames, counted from the end
+    frames: Int[Tensor, ""]  # how many it was given so far, which is the time of the next; the last W of them are there
 
     def add(self, keys: Float[Tensor, "n N T d"], values: Float[Tensor, "n N T d"]) -> "KeyValueCache":
         """The cache after T more frames; as many of the oldest slots drop out.
@@ -68,13 +68,13 @@ class KeyValueCache(NamedTuple):
             raise ValueError(f"the cache must have a slot for each new frame, got {T} frames for {W} slots")
         keys = torch.cat([self.keys[:, :, T:], keys.to(self.keys.dtype)], dim=2)
         values = torch.cat([self.values[:, :, T:], values.to(self.values.dtype)], dim=2)
-        return KeyValueCache(keys, values, (self.filled + T).clamp(max=W))
+        return KeyValueCache(keys, values, self.frames + T)
 
     def visible(self, frames: int, window: int | None = None) -> Bool[Tensor, "T W"]:
         """The slots that each of the newest `frames` may look at: filled ones up to its own, the last `window` of them."""
         slot = torch.arange(self.keys.shape[2], device=self.keys.device)
         now = slot[-frames:, None]
-        seen = (slot <= now) & (slot >= len(slot) - self.filled)
+        seen = (slot <= now) & (slot >= len(slot) - self.frames)
         return seen if window is None else seen & (slot > now - window)
 
 
@@ -178,11 +178,11 @@ class TemporalAttention(nn.Module):
         if len(cache.keys) != B * h * w:
             raise ValueError(f"cache must hold B·h·w = {B * h * w} pixels, got {len(cache.keys)}")
         q, k, v = self.attend.split(rearrange(self.norm(x), "B T h w E -> (B h w) T E"))
+        now = cache.frames + torch.arange(T, device=x.device)
+        q, k = (rotary(part.to(cache.keys.dtype), now) for part in (q, k))
         cache = cache.add(k, v)
-        slot = torch.arange(cache.keys.shape[2], device=x.device)
-        q = rotary(q.to(cache.keys.dtype), slot[-T:])  # "now" is the last slot
         mask = cache.visible(T, self.window)[None, None]  # (1 1 T W); PyTorch's is_causal would let the first query see slot 0 alone
-        y = self.attend.merge(attention(q, rotary(cache.keys, slot), cache.values, mask).to(v.dtype))
+        y = self.attend.merge(attention(q, cache.keys, cache.values, mask).to(v.dtype))
         return rearrange(y, "(B h w) T E -> B T h w E", B=B, h=h, w=w), cache
 
     def weights(self, x: Float[Tensor, "B T h w E"]) -> Float[Tensor, "B h w N T T2"]:

@@ -18,6 +18,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
@@ -34,25 +35,23 @@ from stt_lite.vq_autoencoder import (
 
 __all__ = [
     "MuonAdamW", "PRESETS", "TokenizerObjective", "TrainingConfig", "TransformerObjective", "blur", "corrupt", "fit",
-    "grow", "hide", "live_view", "load_transformer", "orthogonalize", "roll_out", "save_transformer", "snap", "train",
-    "warmup_cosine",
+    "grow", "hide", "learning_rate", "live_view", "load_transformer", "orthogonalize", "roll_out", "save_transformer", "snap", "train",
 ]  # fmt: skip
 
 
 def orthogonalize(update: Float[Tensor, "n a b"], steps: int = 5) -> Float[Tensor, "n a b"]:
     """The nearest matrices whose singular values are all about 1, by a Newton-Schulz iteration (Jordan et al., 2024).
 
-    In float32 on a CPU and bfloat16 on a GPU. Singular values above 0.0015 of the matrix's Frobenius norm end between 0.68 and
-    1.21; smaller ones would need more steps.
+    Under autocast its products are in half precision, which is enough. Singular values above 0.0015 of the matrix's Frobenius norm
+    end between 0.68 and 1.21; smaller ones would need more steps.
     """
-    x = update if update.device.type == "cpu" else update.bfloat16()
-    tall = x.shape[1] > x.shape[2]
-    x = x.mT if tall else x
+    tall = update.shape[1] > update.shape[2]
+    x = update.mT if tall else update
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # no singular value above 1
     for _ in range(steps):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return (x.mT if tall else x).to(update.dtype)
+    return x.mT if tall else x
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -106,11 +105,20 @@ class MuonAdamW(torch.optim.Optimizer):
                 p.sub_(change, alpha=rate)
 
 
-def warmup_cosine(progress: float, warmup: float = 0.02, last: float = 0.01) -> float:
-    """Factor on the learning rate at `progress` in [0, 1]: a line up to 1, then half a cosine down to `last`."""
+def learning_rate(progress: float, schedule: str = "wsd", decay_share: float = 0.2, warmup: float = 0.02) -> float:
+    """Factor on the peak learning rate at `progress` in [0, 1]: a line up to 1 first, then what the schedule says.
+
+    Args:
+        schedule: "wsd": stable at 1, and in the last `decay_share` down to 0 as 1 - sqrt (Hägele et al., 2024, Section 4).
+            "cosine": half a cosine, from the warm-up on, down to 0.01.
+        decay_share, warmup: shares of the run, in (0, 1).
+    """
     if progress < warmup:
         return progress / warmup
-    return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+    if schedule == "wsd":
+        decayed = max(0.0, (progress - (1 - decay_share)) / decay_share)  # from 0 to 1
+        return 1 - math.sqrt(decayed)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
 def moving_average(decay: float) -> Callable:
@@ -131,17 +139,19 @@ class TrainingConfig:
 
     Args:
         out: folder for weights, their records and checkpoints; a run that stopped goes on from what lies there.
-        size, digits, frames, stochastic, source: the clips, see `moving_mnist`.
+        size, digits, frames, stochastic: the clips, see `moving_mnist`.
         tokenizer: a bundled tokenizer's name or a path; None trains one first.
         codebook_size: codewords K of a tokenizer trained here.
         tokenizer_share: share of the budget for that tokenizer, in (0, 1).
-        width, layers, heads, gaussian, head: the transformer, see `TransformerConfig`.
+        width, layers, heads, patch, gaussian, head: the transformer, see `TransformerConfig`.
         start: a bundled transformer's name or a path to start from, grown where it is narrower than `width`, see `grow`;
             None starts from random weights.
         minutes: time budget, saving and evaluation not counted.
         steps: step budget; instead of `minutes`.
         batch: clips per step, over all processes together.
-        adamw_rate, muon_rate: peak learning rates; warm-up and cosine follow the budget.
+        adamw_rate, muon_rate: peak learning rates.
+        schedule: of the learning rates over the budget, see `learning_rate`: "wsd" or "cosine".
+        decay_share: share of the budget, at its end, in which "wsd" brings them down to 0; in (0, 1).
         clip: largest norm of the gradient.
         average: decay of the moving average of the transformer's weights, in [0, 1).
         pixel_weight: weight of the squared error in pixels, through the frozen decoder, next to that in latents.
@@ -168,13 +178,13 @@ class TrainingConfig:
     digits: int = 1
     frames: int = 20
     stochastic: bool = False
-    source: Literal["bundled", "full"] = "bundled"
     tokenizer: str | None = None
     codebook_size: int = 256
     tokenizer_share: float = 0.2
     width: int = 64
     layers: int = 3
     heads: int = 4
+    patch: int = 1
     gaussian: Literal["latent", "bottleneck", "off"] = "latent"
     head: Literal["regression", "token"] = "regression"
     start: str | None = None
@@ -183,6 +193,8 @@ class TrainingConfig:
     batch: int = 4
     adamw_rate: float = 2e-3
     muon_rate: float = 0.02
+    schedule: Literal["wsd", "cosine"] = "wsd"
+    decay_share: float = 0.2
     clip: float = 1.0
     average: float = 0.995
     pixel_weight: float = 1.0
@@ -214,7 +226,9 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
         if not 0 <= self.blur < math.inf:
             raise ValueError(f"blur must be at least 0 pixels, got {self.blur!r}")
-        for name in ("tokenizer_share", "rollout_length"):
+        if self.schedule not in ("wsd", "cosine"):
+            raise ValueError(f'schedule must be "wsd" or "cosine", got {self.schedule!r}')
+        for name in ("tokenizer_share", "rollout_length", "decay_share"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in (0, 1), got {getattr(self, name)!r}")
 
@@ -260,8 +274,7 @@ class TokenizerObjective(nn.Module):
 
 def draw_clips(config: TrainingConfig, n: int, frames: int, **options) -> Float[Tensor, "n T C H W"]:
     """Clips of the kind that the config names; options as those of `moving_mnist`."""
-    kind = {"stochastic": config.stochastic, "source": config.source}
-    return moving_mnist(n, frames, config.size, config.digits, **kind, **options)
+    return moving_mnist(n, frames, config.size, config.digits, stochastic=config.stochastic, **options)
 
 
 class MovingDigits:
@@ -273,7 +286,7 @@ class MovingDigits:
 
     def __init__(self, config: TrainingConfig):
         self.config = config
-        self.data = {name: getattr(config, name) for name in ("size", "digits", "frames", "stochastic", "source")}
+        self.data = {name: getattr(config, name) for name in ("size", "digits", "frames", "stochastic")}
 
     def draw(
         self, n: int, frames: int, generator: torch.Generator, device: torch.device
@@ -333,11 +346,9 @@ def snap(tokenizer: Tokenizer, prediction: Float[Tensor, "B D_or_K h w"], head: 
     """The codewords of a prediction: the nearest ones of the regression head, the likeliest ones of the token head."""
     if head == "token":
         return tokenizer.codes(prediction.argmax(1))
-    words = tokenizer.codes(torch.arange(tokenizer.quantizer.codebook_size, device=prediction.device)[:, None, None])
-    words = words.flatten(1).float()  # (K D)
     with torch.autocast(prediction.device.type, enabled=False):
-        distance = words.square().sum(1) - 2 * prediction.float().movedim(1, -1) @ words.T  # (B h w K), less |z|^2
-    return tokenizer.codes(distance.argmin(-1))
+        nearest = tokenizer.quantizer.nearest(rearrange(prediction.float(), "B D h w -> (B h w) D"))
+    return tokenizer.codes(nearest.view_as(prediction[:, 0]))
 
 
 @torch.no_grad()
@@ -493,7 +504,9 @@ class Progress:
     """Where a run stands: what a checkpoint holds besides weights and optimizer."""
 
     step: int = 0
+    clips: int = 0
     seconds: float = 0.0  # of training, without saving and showing
+    decaying: bool = False  # the learning rate has begun its last fall
     history: list[list[float]] = field(default_factory=list)  # step, seconds and mean loss, every five steps
 
     def done(self, config: TrainingConfig, share: float) -> float:
@@ -514,7 +527,7 @@ def seed_everything(seed: int, step: int, device: torch.device) -> list[torch.Ge
     return [torch.Generator("cpu").manual_seed(mixed + 1), torch.Generator(device).manual_seed(mixed + 2)]
 
 
-MAY_CHANGE = {"out", "steps", "minutes", "precision", "compile", "checkpoint_seconds", "tensorboard"}
+MAY_CHANGE = {"out", "steps", "minutes", "batch", "schedule", "decay_share", "precision", "compile", "checkpoint_seconds", "tensorboard"}
 
 
 def save_checkpoint(path: Path, config: TrainingConfig, progress: Progress, **parts) -> None:
@@ -543,6 +556,7 @@ def load_checkpoint(path: Path, config: TrainingConfig, **parts) -> Progress:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         then, progress = state["config"], Progress(**state["progress"])
+        progress.clips = progress.clips or progress.step * then["batch"]  # older ones don't tell
     except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} is not a whole checkpoint: {type(error).__name__}") from error
     refuse_another(path, then, config)
@@ -555,11 +569,14 @@ def load_checkpoint(path: Path, config: TrainingConfig, **parts) -> Progress:
 
 
 def refuse_another(path: Path, then: dict, config: TrainingConfig) -> None:
-    """ValueError where `path` was written under a config that differs in more than budget, precision and saving."""
-    now = plain(config)
-    changed = [name for name in now if name not in MAY_CHANGE and then.get(name) != now[name]]
+    """ValueError where `path` was written under a config that differs in more than `MAY_CHANGE`.
+
+    What was written before a field was there counts as written with its default.
+    """
+    then, now = plain(TrainingConfig()) | then, plain(config)
+    changed = [name for name in now if name not in MAY_CHANGE and then[name] != now[name]]
     if changed:
-        other = [f"{name} = {then.get(name)!r}, now {now[name]!r}" for name in changed]
+        other = [f"{name} = {then[name]!r}, now {now[name]!r}" for name in changed]
         raise ValueError(f"{path} is of another config: {', '.join(other)}; choose another `out`")
 
 
@@ -593,6 +610,9 @@ def fit(
     average = AveragedModel(model, multi_avg_fn=moving_average(config.average)) if objective.averaged else None
     parts = {"model": model, "optimizer": optimizer, "average": average, "scaler": accelerator.scaler}
     progress = load_checkpoint(path, config, **parts) if path.exists() else Progress()
+    stable = path.with_name(f"{name}-stable.checkpoint")
+    if progress.decaying and progress.done(config, share) < 1 - config.decay_share and stable.exists():
+        progress = load_checkpoint(stable, config, **parts)  # there is more time now: go on as if it had not decayed
     trained, stepper = accelerator.prepare(objective, optimizer)
     unit, total = ("step", config.steps) if config.steps else ("s", 60 * config.minutes)
     bar = tqdm(desc=name, total=round(share * total), unit=unit, disable=not main)
@@ -600,9 +620,13 @@ def fit(
     clock = pace = saved = shown = time.perf_counter()
     recent = []
     while (done := progress.done(config, share)) < 1:
+        if config.schedule == "wsd" and done >= 1 - config.decay_share and not progress.decaying:
+            if main:
+                save_checkpoint(stable, config, progress, **parts)
+            progress.decaying = True
         on_cpu, on_device = seed_everything(config.seed, progress.step, device)
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * warmup_cosine(done)
+            group["lr"] = group["peak"] * learning_rate(done, config.schedule, config.decay_share)
         with accelerator.autocast():
             clips = objective.sample(on_cpu, device)
             batch = objective.prepare(clips, done, on_device, lambda x: x[accelerator.process_index :: processes])
@@ -618,11 +642,13 @@ def fit(
             kept = f"{path} is the last good one" if path.exists() else "there is none yet"
             what = f"the loss is {mean} and its gradient's norm {norm}"
             raise FloatingPointError(f"{what} at step {progress.step} of the {name}; checkpoint: {kept}")
-        stepper.step()
+        with accelerator.autocast():  # for Muon's products
+            stepper.step()
         stepper.zero_grad()
         if average is not None:
             average.update_parameters(model)
         progress.step += 1
+        progress.clips += len(clips)
         if not main:
             continue
         recent.append(mean)
@@ -723,7 +749,7 @@ def transformer_config(config: TrainingConfig, tokenizer: Tokenizer) -> Transfor
         raise ValueError(f"size must be a multiple of the tokenizer's {multiple} pixels, got {config.size}")
     return TransformerConfig(
         tokenizer.config.latent_channels, (config.size // multiple,) * 2, config.width, config.layers, config.heads,
-        tokenizer.quantizer.codebook_size, gaussian=config.gaussian, head=config.head,
+        tokenizer.quantizer.codebook_size, config.patch, gaussian=config.gaussian, head=config.head,
     )  # fmt: skip
 
 
@@ -780,7 +806,7 @@ def train_transformer(
     objective = TransformerObjective(net, tokenizer, config, source)
     net, progress = fit(objective, "transformer", share, config, accelerator, watch)
     if accelerator.is_main_process:
-        notes["clips_seen"] = progress.step * config.batch
+        notes["clips_seen"] = progress.clips
         notes["tokenizer_sha256"] = json.loads((config.out / "tokenizer.json").read_text())["sha256"]
         record = run_record(objective, progress, accelerator) | notes
         save_transformer(net, config.out / "transformer.safetensors", record)
@@ -892,17 +918,13 @@ def live_view(every: int = 2) -> Callable:
 RECIPE = dict(
     pixel_weight=10.0, beta_warmup=0.0, forecast_share=0.9, fade=0.15, corruption=0.03, rollout_share=0.25, average=0.998,
 )  # fmt: skip
-MOVING_MNIST = TrainingConfig(
-    out=Path("runs/moving-mnist"), size=64, digits=2, codebook_size=512, beta=160.0, blur=5.0, hide=0.5, rollout_length=0.25,
-    **RECIPE,
-)  # fmt: skip
-PRESETS = {  # the first two for a CPU, the last for a GPU
+PRESETS = {
     "moving-mnist-tiny": TrainingConfig(tokenizer="moving-mnist-tiny", minutes=60.0, beta=20.0, **RECIPE),
-    "moving-mnist": replace(MOVING_MNIST, tokenizer="moving-mnist", minutes=180.0),
-    "moving-mnist-large": replace(
-        MOVING_MNIST, out=Path("runs/moving-mnist-large"), width=256, layers=8, heads=8, batch=8, minutes=60.0
+    "moving-mnist": TrainingConfig(
+        out=Path("runs/moving-mnist"), size=64, digits=2, tokenizer="moving-mnist", codebook_size=512, width=192, layers=6,
+        heads=6, patch=2, minutes=180.0, beta=160.0, **RECIPE,
     ),
-}
+}  # fmt: skip
 
 
 def main() -> None:

@@ -1,17 +1,20 @@
 # Extracted from notebooks/07_transformer.ipynb by "make extract": edit the notebook, not this file.
 """The spatial-temporal transformer: the next frame's latents from all frames before. Built in chapter 07."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from stt_lite.gaussian_parameterization import GaussianLayer
 from stt_lite.spatial_attention import RMSNorm, SpatialAttention
 from stt_lite.temporal_attention import KeyValueCache, TemporalAttention, padding_mask
+from stt_lite.video import check_whole
 
 __all__ = [
     "FeedForward", "SpatialTemporalTransformer", "TransformerConfig", "TransformerLayer", "TransformerOutput",
@@ -30,7 +33,8 @@ class TransformerConfig:
         layers: number of layers L.
         heads: number of heads N of each attention; E / N must be even.
         codebook_size: number of codewords K, the classes of the token head.
-        kernel_size: odd edge of the Gaussian layer's convolution, in latent pixels.
+        patch: edge P of a patch: the stream has one vector for each P x P latents, so it is P² times shorter. Divides h and w.
+        kernel_size: odd edge of the Gaussian layer's convolution, in pixels of the stream's grid.
         gaussian: "latent", "bottleneck" or "off", see `GaussianLayer`.
         head: "regression" (the next latents) or "token" (logits over codewords).
         noise_channels: channels Z of the random variable in mode "latent".
@@ -38,6 +42,9 @@ class TransformerConfig:
         conv: the depthwise convolution in spatial attention.
         window: frames that temporal attention sees, itself included; None: all.
         dropout: share dropped in training from attention weights and from each branch's output, in [0, 1).
+
+    Raises:
+        ValueError: an unknown mode or head, or a patch that does not divide the grid.
     """
 
     latent_channels: int = 8
@@ -46,6 +53,7 @@ class TransformerConfig:
     layers: int = 3
     heads: int = 4
     codebook_size: int = 256
+    patch: int = 1
     kernel_size: int = 3
     gaussian: Literal["latent", "bottleneck", "off"] = "latent"
     head: Literal["regression", "token"] = "regression"
@@ -60,6 +68,15 @@ class TransformerConfig:
         for name, known in (("gaussian", ("latent", "bottleneck", "off")), ("head", ("regression", "token"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+        check_whole(self.patch, "patch")
+        if any(n % self.patch for n in self.grid):
+            raise ValueError(f"patch must divide the latent grid (h, w) = {self.grid}, got {self.patch}")
+
+    @property
+    def stream_grid(self) -> tuple[int, int]:
+        """Height and width of the stream's grid: of attention, cache, noise and Gaussian layer."""
+        h, w = self.grid
+        return h // self.patch, w // self.patch
 
     @property
     def out_channels(self) -> int:
@@ -80,7 +97,7 @@ class TransformerLayer(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         width, heads, dropout, mode = config.width, config.heads, config.dropout, config.gaussian
-        self.spatial = SpatialAttention(width, heads, config.grid, dropout=dropout, conv=config.conv)
+        self.spatial = SpatialAttention(width, heads, config.stream_grid, dropout=dropout, conv=config.conv)
         self.temporal = TemporalAttention(width, heads, dropout=dropout, window=config.window)
         self.feed_forward = FeedForward(width, config.mlp_ratio)
         self.gaussian = None if mode == "off" else GaussianLayer(width, config.kernel_size, mode, config.noise_channels)
@@ -117,11 +134,11 @@ class SpatialTemporalTransformer(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
-        self.embed = nn.Linear(config.latent_channels, config.width)
+        self.embed = nn.Linear(config.latent_channels * config.patch**2, config.width)
         self.start = nn.Parameter(0.02 * torch.randn(config.width))  # stands where the frame before the first would
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width)
-        self.head = nn.Linear(config.width, config.out_channels)
+        self.head = nn.Linear(config.width, config.out_channels * config.patch**2)
 
     def forward(
         self,
@@ -179,13 +196,16 @@ class SpatialTemporalTransformer(nn.Module):
             x, kl, known = layer(x, noise[:, :, i], seen, temperature, lengths, None if cache is None else cache[i])
             kls.append(kl)
             after.append(known)
-        return self.head(self.norm(x)).movedim(-1, 2), torch.stack(kls, dim=-1), tuple(after)
+        patches, P = self.head(self.norm(x)), self.config.patch
+        prediction = rearrange(patches, "B T h w (D p q) -> B T D (h p) (w q)", p=P, q=P)
+        return prediction, torch.stack(kls, dim=-1), tuple(after)
 
     def _embed(self, latents: Float[Tensor, "B T D h w"], real: Bool[Tensor, "B T"] | None = None) -> Tensor:  # (B T h w E)
         latents = latents.detach()  # the tokenizer does not learn from the predictor
         if real is not None:  # whatever stands in the padding reaches neither outputs nor gradients
             latents = torch.where(real[:, :, None, None, None], latents, 0)
-        return self.embed(latents.movedim(2, -1))
+        P = self.config.patch
+        return self.embed(rearrange(latents, "B T D (h p) (w q) -> B T h w (D p q)", p=P, q=P))
 
     def step(
         self,
@@ -205,7 +225,7 @@ class SpatialTemporalTransformer(nn.Module):
             target: for mode "latent", the frame to predict, where it is known, as in a prompt: z is then drawn from the
                 posterior, and tells later frames what really happened.
         """
-        h, w = self.config.grid
+        h, w = self.config.stream_grid
         B = len(cache[0].keys) // (h * w)
         x = self.start.expand(B, 1, h, w, -1) if latent is None else self._embed(latent[:, None])  # (B 1 h w E)
         noise = self.draw_noise(B, 1) if noise is None else noise[:, None]
@@ -241,13 +261,13 @@ class SpatialTemporalTransformer(nn.Module):
 
     def empty_cache(self, batch: int, window: int | None = None) -> tuple[KeyValueCache, ...]:
         """One cache per layer for `batch` clips and `window` frames; None takes the config's window."""
-        return tuple(layer.temporal.empty_cache(batch, self.config.grid, window) for layer in self.layers)
+        return tuple(layer.temporal.empty_cache(batch, self.config.stream_grid, window) for layer in self.layers)
 
     def draw_noise(self, batch: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
         """Draws from N(0, 1), (B T L h w Z): frame by frame or all at once, one generator gives the same noise."""
         config, device = self.config, self.start.device
         channels = {"off": 0, "bottleneck": config.width, "latent": config.noise_channels}[config.gaussian]
-        shape = (batch, config.layers, *config.grid, channels)
+        shape = (batch, config.layers, *config.stream_grid, channels)
         source = device if generator is None else generator.device
         draws = [torch.randn(shape, generator=generator, device=source) for _ in range(frames)]
         return torch.stack(draws, dim=1).to(device)
@@ -272,15 +292,16 @@ def prediction_error(
 
 def count_parameters(config: TransformerConfig) -> int:
     """Number of parameters, from the config alone."""
-    E, Z, D = config.width, config.noise_channels, config.latent_channels
+    E, Z = config.width, config.noise_channels
+    taken, given = (n * config.patch**2 for n in (config.latent_channels, config.out_channels))  # per patch
     taps, r = config.kernel_size**2, config.mlp_ratio
     attention = E + (3 * E * E + 3 * E) + 2 * E // config.heads + (E * E + E)  # norm, q k v, their norms, output
-    spatial = attention + sum(config.grid) * E + (9 * E + E if config.conv else 0)
+    spatial = attention + sum(config.stream_grid) * E + (9 * E + E if config.conv else 0)
     feed_forward = E + (r * E * E + r * E) + (r * E * E + E)
     latent = E + (taps * E * 2 * Z + 2 * Z) + (taps * 2 * E * 2 * Z + 2 * Z) + (Z * E + E)  # norm, prior, posterior, inject
     gaussian = {"off": 0, "bottleneck": taps * E * 2 * E + 2 * E, "latent": latent}[config.gaussian]
     layers = config.layers * (spatial + attention + feed_forward + gaussian)
-    return (D * E + E) + E + layers + E + (E * config.out_channels + config.out_channels)  # embed, start, norm, head
+    return (taken * E + E) + E + layers + E + (E * given + given)  # embed, start, norm, head
 
 
 def count_flops(config: TransformerConfig, frames: int, posterior: bool = False) -> int:
@@ -289,12 +310,13 @@ def count_flops(config: TransformerConfig, frames: int, posterior: bool = False)
     Matrix products and convolutions, and attention over all `frames`, as torch's `FlopCounterMode` counts them. A
     training step takes about three times as many. `posterior`: count the posterior's convolution too.
     """
-    E, Z, D = config.width, config.noise_channels, config.latent_channels
-    taps, r, pixels = config.kernel_size**2, config.mlp_ratio, config.grid[0] * config.grid[1]
+    E, Z = config.width, config.noise_channels
+    taken, given = (n * config.patch**2 for n in (config.latent_channels, config.out_channels))  # per patch
+    taps, r, pixels = config.kernel_size**2, config.mlp_ratio, math.prod(config.stream_grid)
     spatial = 4 * E * E + 2 * pixels * E + (9 * E if config.conv else 0)  # q k v out; scores, sums; per pixel
     temporal = 4 * E * E + 2 * frames * E  # the same over T frames
     feed_forward = 2 * r * E * E
     latent = taps * E * 2 * Z + Z * E + (taps * 2 * E * 2 * Z if posterior else 0)
     gaussian = {"off": 0, "bottleneck": taps * E * 2 * E, "latent": latent}[config.gaussian]
     layer = spatial + temporal + feed_forward + gaussian
-    return 2 * pixels * (D * E + config.layers * layer + E * config.out_channels)
+    return 2 * pixels * (taken * E + config.layers * layer + E * given)

@@ -28,14 +28,20 @@ __all__ = [
 ]
 
 
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, each after normalization and SiLU, added to their input (He et al., 2016)."""
+def normalization(config: "TokenizerConfig") -> nn.Module:
+    """Group normalization where the config asks for it, else nothing."""
+    return nn.GroupNorm(8, config.width) if config.group_norm else nn.Identity()
 
-    def __init__(self, width: int):
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, each after normalization, if any, and SiLU, added to their input (He et al., 2016)."""
+
+    def __init__(self, config: "TokenizerConfig"):
         super().__init__()
+        width = config.width
         self.layers = nn.Sequential(
-            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
-            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
+            normalization(config), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
+            normalization(config), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
         )  # fmt: skip
 
     def forward(self, x: Float[Tensor, "B width h w"]) -> Float[Tensor, "B width h w"]:
@@ -48,16 +54,16 @@ def encoder(config: "TokenizerConfig") -> nn.Sequential:
     down = [nn.Conv2d(config.channels, widths[0], 4, stride=2, padding=1)]
     for narrow, wide in zip(widths, widths[1:]):
         down += [nn.SiLU(), nn.Conv2d(narrow, wide, 4, stride=2, padding=1)]
-    blocks = [ResidualBlock(config.width) for _ in range(config.residual_blocks)]
-    project = [nn.GroupNorm(8, config.width), nn.SiLU(), nn.Conv2d(config.width, config.latent_channels, 1)]
+    blocks = [ResidualBlock(config) for _ in range(config.residual_blocks)]
+    project = [normalization(config), nn.SiLU(), nn.Conv2d(config.width, config.latent_channels, 1)]
     return nn.Sequential(*down, *blocks, *project)
 
 
 def decoder(config: "TokenizerConfig") -> nn.Sequential:
     """Latents (B D h w) to frames (B C H W): the encoder's mirror image, with pixel shuffle for upsampling."""
     widths = config.stage_widths[::-1]  # coarsest first, for example [64, 32]
-    blocks = [ResidualBlock(config.width) for _ in range(config.residual_blocks)]
-    up = [nn.GroupNorm(8, config.width), nn.SiLU()]
+    blocks = [ResidualBlock(config) for _ in range(config.residual_blocks)]
+    up = [normalization(config), nn.SiLU()]
     for wide, narrow in zip(widths, widths[1:]):
         up += [nn.Conv2d(wide, 4 * narrow, 3, padding=1), nn.PixelShuffle(2), nn.SiLU()]
     up += [nn.Conv2d(widths[-1], 4 * config.channels, 3, padding=1), nn.PixelShuffle(2)]
@@ -95,8 +101,13 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("initialized", torch.tensor(kmeans_iterations == 0))
 
     def nearest(self, z: Float[Tensor, "n D"]) -> Int[Tensor, "n"]:
-        """Index of the codeword at the least squared distance: |z|^2 is the same for all, so it is left out."""
-        return (self.codebook.square().sum(1) - 2 * z @ self.codebook.T).argmin(1)
+        """Index of the codeword at the least squared distance: |z|^2 is the same for all, so it is left out.
+
+        In pieces whose distances (piece K) fit into a processor's cache: three to five times faster on a CPU.
+        """
+        squared, piece = self.codebook.square().sum(1), 2048 if z.device.type == "cpu" else 65_536
+        distances = (torch.addmm(squared, part, self.codebook.T, alpha=-2) for part in z.split(piece))
+        return torch.cat([distance.argmin(1) for distance in distances])
 
     def codes(self, indices: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
         """The codewords that `indices` in [0, K) name."""
@@ -187,6 +198,11 @@ class FiniteScalarQuantizer(nn.Module):
         self.register_buffer("levels", torch.tensor(levels), persistent=False)  # (D)
         self.register_buffer("basis", torch.tensor([math.prod(levels[:i]) for i in range(len(levels))]), persistent=False)
 
+    def nearest(self, z: Float[Tensor, "n D"]) -> Int[Tensor, "n"]:
+        """Index of the codeword at the least distance, channel by channel. (`forward` squashes latents first, this does not.)"""
+        level = ((z + 1) / 2 * (self.levels - 1)).round().clamp(min=0).minimum(self.levels - 1)
+        return (level.long() * self.basis).sum(-1)
+
     def codes(self, indices: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
         """The codewords that `indices` in [0, K) name."""
         level = indices[..., None] // self.basis % self.levels  # (*shape D)
@@ -229,6 +245,8 @@ class TokenizerConfig:
         codebook_size: number of codewords K; for "fsq" the product of the levels.
         levels: levels of each latent channel, for "fsq" only.
         commitment: weight of the commitment loss.
+        group_norm: normalize groups of channels over the whole frame before each residual layer. Every token then depends on the
+            whole frame: for reconstruction only, or where training is unstable without.
     """
 
     channels: int = 1
@@ -240,6 +258,7 @@ class TokenizerConfig:
     codebook_size: int = 512
     levels: tuple[int, ...] = ()
     commitment: float = 0.25
+    group_norm: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "levels", tuple(self.levels))  # JSON gives back a list
@@ -265,6 +284,11 @@ class TokenizerConfig:
         """Channels of each stage, finest resolution first: the last is `width`, each finer one has half, at least 16."""
         stages = self.downsample.bit_length() - 1
         return [max(16, self.width // 2 ** (stages - 1 - i)) for i in range(stages)]
+
+
+def tokenizer_config(fields: dict) -> TokenizerConfig:
+    """The config of a record's or a weights file's fields; one written before `group_norm` was a field has it."""
+    return TokenizerConfig(**{"group_norm": True} | fields | {"levels": tuple(fields["levels"])})  # JSON has no tuples
 
 
 class Tokenizer(nn.Module):
@@ -507,6 +531,6 @@ def load_tokenizer(name: str | os.PathLike, device: torch.device | str = "cpu") 
     """
 
     def build(config):
-        return Tokenizer(TokenizerConfig(**config | {"levels": tuple(config["levels"])}))
+        return Tokenizer(tokenizer_config(config))
 
     return load_weights(name, "tokenizer", build, device)

@@ -23,7 +23,7 @@ from stt_lite.training import hardware
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "book" / "results"
-SHAPE = stt.TokenizerConfig(channels=3, downsample=4, width=32, residual_blocks=2, codebook_size=1024)
+SHAPE = stt.TokenizerConfig(channels=3, downsample=4, width=32, residual_blocks=2, codebook_size=1024, group_norm=True)
 RUNS = {
     "vqvae": stt.VQGANConfig(adversarial=0.0),
     "vqgan": stt.VQGANConfig(),
@@ -75,7 +75,7 @@ def photographs(name: str, **budget) -> None:
 
 def bf16(steps: int = 5000) -> None:
     """`fit` stops at the first loss or gradient that is not finite."""
-    shape = stt.TokenizerConfig(channels=3, downsample=4, width=16, residual_blocks=1, codebook_size=256)
+    shape = stt.TokenizerConfig(channels=3, downsample=4, width=16, residual_blocks=1, codebook_size=256, group_norm=True)
     settings = stt.VQGANConfig(start=0.1, width=8)
     with tempfile.TemporaryDirectory() as out:
         tokenizer, record = stt.train_vqgan(

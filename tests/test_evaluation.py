@@ -511,7 +511,7 @@ def test_comparisons_were_trained_as_their_variants_say(path):
     run = json.loads(path.read_text())
     variant, minutes = VARIANTS[run["variant"]], MINUTES[run["study"]]
     config = plain(replace(TrainingConfig(tokenizer="moving-mnist-tiny", minutes=minutes), **variant.training))
-    concerns_all = {"size", "digits", "frames", "stochastic", "source", "tokenizer", "minutes", "batch", "adamw_rate", "clip", "average"}
+    concerns_all = {"size", "digits", "frames", "stochastic", "tokenizer", "minutes", "batch", "adamw_rate", "clip", "average"}
     compared = set(config) - {"out", "start", "seed", "checkpoint_seconds"} if variant.layer else concerns_all
     assert {key: run["training"].get(key, 0.0) for key in compared} == {key: config[key] for key in compared}
 

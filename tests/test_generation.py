@@ -30,6 +30,7 @@ from stt_lite.generation import (
     side_by_side,
 )
 from stt_lite.moving_mnist import moving_mnist
+from stt_lite.temporal_attention import rotary
 from stt_lite.training import load_transformer, save_transformer, snap
 from stt_lite.transformer import SpatialTemporalTransformer, TransformerConfig
 from stt_lite.video import load_video, save_video
@@ -351,9 +352,11 @@ def test_sliding_window_keeps_the_start_token():
             start, *newest = caches[0][i].keys[:, :, -held:].unbind(2)
             newest += [cache[i].keys[:, :, -1] for cache in caches[1:]]
             for t, cache in enumerate(caches):
-                kept = [start, *newest[: held - 1 + t][-4:]]  # start, and the four newest frames
-                assert torch.equal(cache[i].keys[:, :, -len(kept) :], torch.stack(kept, dim=2))
-                assert cache[i].filled == len(kept)
+                gone = max(0, held + t - 5)  # frames that dropped out: the start token came so far along
+                turned = rotary(start[:, :, None], torch.full((1,), float(gone)))[:, :, 0]
+                kept = [turned, *newest[: held - 1 + t][-4:]]  # start, and the four newest frames
+                torch.testing.assert_close(cache[i].keys[:, :, -len(kept) :], torch.stack(kept, dim=2), rtol=0, atol=1e-5)
+                assert cache[i].frames == held + t
 
 
 @pytest.mark.parametrize("window", [1, 3, 5])

@@ -170,7 +170,7 @@ def test_frames_read_together_are_those_read_one_by_one(window):
         _, slow = layer.step(x_t, slow)
     for a, b in zip(cache, slow):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
-    assert cache.filled == 9
+    assert cache.frames == 9
 
 
 def test_what_a_cache_lets_the_newest_frames_see():
@@ -193,7 +193,7 @@ def test_a_step_is_pure():
         assert all(torch.equal(a, b) for a, b in zip(before, cache)) and torch.equal(y_t, again)
         assert [t.shape for t in new] == [t.shape for t in cache] and [t.dtype for t in new] == [t.dtype for t in cache]
         cache = new
-    assert cache.filled == 4
+    assert cache.frames == 6
 
 
 def test_a_step_is_one_graph():
@@ -204,8 +204,8 @@ def test_a_step_is_one_graph():
             super().__init__()
             self.layer = layer
 
-        def forward(self, x_t, keys, values, filled):
-            y_t, cache = self.layer.step(x_t, KeyValueCache(keys, values, filled))
+        def forward(self, x_t, keys, values, frames):
+            y_t, cache = self.layer.step(x_t, KeyValueCache(keys, values, frames))
             return y_t, *cache
 
     x = torch.randn(1, 8, 3, 5, 16)

@@ -90,11 +90,15 @@ def test_the_optimizer_knows_all_weights_once_and_saves_its_state():
             assert torch.equal(again.state[p][name], value), name
 
 
-def test_warmup_and_cosine():
-    assert stt.warmup_cosine(0.0) == 0.0 and stt.warmup_cosine(0.02) == 1.0
-    assert stt.warmup_cosine(0.01) == pytest.approx(0.5)
-    assert stt.warmup_cosine(0.51) == pytest.approx(0.01 + 0.99 / 2)
-    assert stt.warmup_cosine(1.0) == pytest.approx(0.01)
+def test_schedules():
+    """Warm-up, then stable and 1 - sqrt at the end, or half a cosine."""
+    for schedule in ("wsd", "cosine"):
+        assert stt.learning_rate(0.0, schedule) == 0.0 and stt.learning_rate(0.02, schedule) == 1.0
+        assert stt.learning_rate(0.01, schedule) == pytest.approx(0.5)
+    assert stt.learning_rate(0.8) == stt.learning_rate(0.9, decay_share=0.1) == pytest.approx(1.0, abs=1e-6)
+    assert stt.learning_rate(0.85) == pytest.approx(0.5) and stt.learning_rate(1.0) == pytest.approx(0.0, abs=1e-6)
+    assert stt.learning_rate(0.51, "cosine") == pytest.approx(0.01 + 0.99 / 2)
+    assert stt.learning_rate(1.0, "cosine") == pytest.approx(0.01)
 
 
 # --- a wider model from a narrower one

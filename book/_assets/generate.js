@@ -48,8 +48,8 @@
     const draw = normal(seed);
     const frames = new ort.Tensor("float32", Float32Array.from(prompt, (v) => v / 255), [1, shape.prompt, 1, shape.size, shape.size]);
     let { latent, cache } = await reader.run({ prompt: frames, noise: noise(draw, shape.prompt, shape.noise, Math.min(temperature, 1)) });
-    for (let filled = shape.prompt; ; filled = Math.min(filled + 1, shape.slots)) {
-      const known = { latent, cache, filled: new ort.Tensor("int64", BigInt64Array.of(BigInt(filled)), []) };
+    for (let seen = shape.prompt; ; seen++) {
+      const known = { latent, cache, frames: new ort.Tensor("int64", BigInt64Array.of(BigInt(seen)), []) };
       const chance = { noise: noise(draw, 1, shape.noise), temperature: new ort.Tensor("float32", Float32Array.of(temperature), []) };
       const out = await stepper.run({ ...known, ...chance });
       [latent, cache] = [out.next, out.after];
