@@ -357,7 +357,7 @@ def roll_out(
     tokenizer: Tokenizer,
     latents: Float[Tensor, "B T D h w"],
     prompt: int,
-    noise: Float[Tensor, "B T L h w Z"] | None = None,
+    noise: Float[Tensor, "B T L hP wP Z"] | None = None,
     temperature: float = 1.0,
 ) -> Float[Tensor, "B T D h w"]:
     """The first `prompt` frames as they are, all later ones from the model itself, one after the other.

@@ -144,7 +144,7 @@ class SpatialTemporalTransformer(nn.Module):
         self,
         latents: Float[Tensor, "B T D h w"],
         lengths: Int[Tensor, "B"] | None = None,
-        noise: Float[Tensor, "B T L h w Z"] | None = None,
+        noise: Float[Tensor, "B T L hP wP Z"] | None = None,
         posterior: bool | int | None = None,
         temperature: float = 1.0,
         target: Float[Tensor, "B T D h w"] | None = None,
@@ -211,7 +211,7 @@ class SpatialTemporalTransformer(nn.Module):
         self,
         latent: Float[Tensor, "B D h w"] | None,
         cache: tuple[KeyValueCache, ...],
-        noise: Float[Tensor, "B L h w Z"] | None = None,
+        noise: Float[Tensor, "B L hP wP Z"] | None = None,
         target: Float[Tensor, "B D h w"] | None = None,
         temperature: float = 1.0,
     ) -> tuple[Float[Tensor, "B D_or_K h w"], tuple[KeyValueCache, ...]]:
@@ -237,7 +237,7 @@ class SpatialTemporalTransformer(nn.Module):
         self,
         latents: Float[Tensor, "B T D h w"],
         window: int | None = None,
-        noise: Float[Tensor, "B T L h w Z"] | None = None,
+        noise: Float[Tensor, "B T L hP wP Z"] | None = None,
         temperature: float = 1.0,
     ) -> tuple[KeyValueCache, ...]:
         """A prompt at once: the cache after T calls of `step` with known frames. The next step takes `latents[:, -1]`.
@@ -264,7 +264,7 @@ class SpatialTemporalTransformer(nn.Module):
         return tuple(layer.temporal.empty_cache(batch, self.config.stream_grid, window) for layer in self.layers)
 
     def draw_noise(self, batch: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draws from N(0, 1), (B T L h w Z): frame by frame or all at once, one generator gives the same noise."""
+        """Draws from N(0, 1), (B T L hP wP Z), (hP wP) = (h / P, w / P): by the frame or at once, one generator gives the same."""
         config, device = self.config, self.start.device
         channels = {"off": 0, "bottleneck": config.width, "latent": config.noise_channels}[config.gaussian]
         shape = (batch, config.layers, *config.stream_grid, channels)

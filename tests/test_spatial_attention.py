@@ -52,6 +52,33 @@ def test_masks():
         torch.testing.assert_close(attention_weights(q, k, **arguments) @ v, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("keys", [5, 128, 129])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_says_what_float32_says(keys, dtype, monkeypatch):
+    """Written out on a CPU up to 128 keys, fused above: the same to eight (bfloat16) or eleven bits, masks and gradients too."""
+    fused = []
+    sdpa = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: fused.append(a) or sdpa(*a, **k))
+    tolerance = 0.03 if dtype == torch.bfloat16 else 0.004
+    mask = torch.rand(2, 1, keys, keys) < 0.5
+    for options in ({}, {"causal": True}, {"mask": mask | torch.eye(keys, dtype=torch.bool), "causal": True}):
+        exact = [torch.randn(2, 3, keys, 8, requires_grad=True) for _ in range(3)]
+        half = [x.detach().to(dtype).requires_grad_() for x in exact]
+        fused.clear()
+        out = attention(*half, **options)
+        assert out.dtype == dtype and len(fused) == (keys > 128)
+        expected = attention_weights(*exact[:2], **options) @ exact[2]
+        torch.testing.assert_close(out.float(), expected, rtol=0, atol=tolerance)
+        direction = torch.randn_like(expected)
+        expected.backward(direction)
+        out.backward(direction.to(dtype))
+        for x, y in zip(half, exact):
+            torch.testing.assert_close(x.grad.float(), y.grad, rtol=0.05, atol=4 * tolerance)
+    fused.clear()
+    attention(*exact)
+    assert len(fused) == 1  # float32 is left to the fused call
+
+
 def test_causal_refuses_a_cache_shaped_call():
     """SDPA's causal mask is top-left aligned: one query against many keys would see the oldest key only."""
     q, k, v = heads(Lq=1, Lk=5)

@@ -44,9 +44,14 @@ def weights(folder, name="transformer"):
 def test_orthogonalize_brings_singular_values_close_to_one():
     torch.manual_seed(0)
     for shape in ((2, 12, 12), (1, 8, 20), (3, 20, 8)):
-        values = torch.linalg.svdvals(training.orthogonalize(torch.randn(shape)))
+        matrices = torch.randn(shape)
+        values = torch.linalg.svdvals(training.orthogonalize(matrices))
         assert 0.3 < values.min() and values.max() < 1.3, shape
         assert values.median() > 0.6
+        with torch.autocast("cpu", torch.bfloat16):  # as in a run in half precision
+            half = training.orthogonalize(matrices)
+        assert half.dtype == torch.float32
+        torch.testing.assert_close(torch.linalg.svdvals(half), values, rtol=0, atol=0.15)
 
 
 def test_muon_and_adamw_take_the_steps_of_torchs_own():
@@ -467,6 +472,56 @@ def test_a_checkpoint_of_another_config_is_refused(tmp_path):
     stt.train(tiny(tmp_path, steps=4))  # another budget is fine
 
 
+def test_a_longer_run_goes_on_from_where_it_was_stable(tmp_path):
+    """Ten steps, given ten more, end with the weights of twenty: the decay of the first ten leaves no trace."""
+    plain = dict(rollout_share=0.0, beta_warmup=0.0)  # nothing else that follows the budget
+    stt.train(tiny(tmp_path / "pieces", steps=10, **plain))
+    decayed = weights(tmp_path / "pieces")
+    stable = torch.load(tmp_path / "pieces" / "transformer-stable.checkpoint", weights_only=True)["progress"]
+    assert stable["step"] == 8 and not stable["decaying"] and stable["clips"] == 16
+    stt.train(tiny(tmp_path / "pieces", steps=20, **plain))
+    stt.train(tiny(tmp_path / "whole", steps=20, **plain))
+    pieces, whole = weights(tmp_path / "pieces"), weights(tmp_path / "whole")
+    assert all(torch.equal(pieces[name], whole[name]) for name in whole)
+    assert not torch.equal(pieces["embed.weight"], decayed["embed.weight"])
+    record = json.loads((tmp_path / "pieces" / "transformer.json").read_text())
+    assert record["steps"] == 20 and record["clips_seen"] == 40
+
+
+def test_a_run_killed_in_its_decay_goes_on_decaying(tmp_path):
+    stop_after(9, tiny(tmp_path / "killed", steps=10))
+    stt.train(tiny(tmp_path / "killed", steps=10))
+    stt.train(tiny(tmp_path / "whole", steps=10))
+    killed, whole = weights(tmp_path / "killed"), weights(tmp_path / "whole")
+    assert all(torch.equal(killed[name], whole[name]) for name in whole)
+
+
+def test_a_run_goes_on_with_another_batch_and_schedule_and_without_newer_fields(tmp_path):
+    """What an older version wrote knows neither patches nor schedules, and its config a field that is gone."""
+    stop_after(3, tiny(tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    state = torch.load(tmp_path / "transformer.checkpoint", weights_only=True)
+    for old in (config, state["config"]):
+        old["source"] = "bundled"
+        for name in ("patch", "schedule", "decay_share"):
+            del old[name]
+    for name in ("clips", "decaying"):
+        del state["progress"][name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    torch.save(state, tmp_path / "transformer.checkpoint")
+    stt.train(tiny(tmp_path, steps=6, batch=4, schedule="cosine"))
+    record = json.loads((tmp_path / "transformer.json").read_text())
+    assert record["steps"] == 6 and record["clips_seen"] == 3 * 2 + 3 * 4
+    with pytest.raises(ValueError, match="patch = 1, now 2"):
+        stt.train(tiny(tmp_path, patch=2))
+
+
+def test_a_patch_that_does_not_divide_the_grid_stops_the_run_at_once(tmp_path):
+    with pytest.raises(ValueError, match=r"patch must divide the latent grid \(h, w\) = \(8, 8\), got 3"):
+        stt.train(tiny(tmp_path, patch=3))
+    assert not list(tmp_path.glob("*.checkpoint"))
+
+
 def test_a_run_in_full_precision_goes_on_with_a_scaler(tmp_path):
     config, net, path = tiny(tmp_path), torch.nn.Linear(2, 2), tmp_path / "part.checkpoint"
     training.save_checkpoint(path, config, training.Progress(step=3), model=net, scaler=None)
@@ -542,12 +597,18 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_p
         ({"blur": -1.0}, "blur must be at least 0 pixels, got -1.0"),
         ({"blur": math.inf}, "blur must be at least 0 pixels, got inf"),
         ({"tokenizer_share": 0.0}, "tokenizer_share must be in"),
+        ({"decay_share": 1.0}, r"decay_share must be in \(0, 1\), got 1.0"),
         ({"rollout_length": 1.0}, r"rollout_length must be in \(0, 1\), got 1.0"),
     ],
 )
 def test_bad_configs_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         tiny(tmp_path, **changes)
+
+
+def test_an_unknown_schedule_is_refused(tmp_path, unchecked):
+    with pytest.raises(ValueError, match='schedule must be "wsd" or "cosine", got \'linear\''):
+        tiny(tmp_path, schedule="linear")
 
 
 def test_a_part_of_a_run_is_a_share_of_its_budget(tmp_path):

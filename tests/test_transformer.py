@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from stt_lite.training import load_transformer, save_transformer
 from stt_lite.transformer import (
     SpatialTemporalTransformer,
     TransformerConfig,
@@ -380,6 +381,74 @@ def test_flop_count(options, frames):
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
             net(latents, posterior=posterior)
         assert counter.get_total_flops() == 2 * frames * count_flops(net.config, frames, posterior)
+
+
+# Patches
+
+
+def patched(**options):
+    """A small model on patches of 2x2 latents; neither grid is square."""
+    return small(grid=(4, 6), patch=2, **options)
+
+
+@every_kind
+def test_counts_of_a_model_on_patches(gaussian, head):
+    net, latents = patched(gaussian=gaussian, head=head), torch.randn(2, 7, 4, 4, 6)
+    assert count_parameters(net.config) == sum(parameter.numel() for parameter in net.parameters())
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        out = net(latents, posterior=True)
+    assert counter.get_total_flops() == 2 * 7 * count_flops(net.config, 7, posterior=True)
+    assert out.prediction.shape == (2, 7, net.config.out_channels, 4, 6)
+
+
+@every_kind
+@torch.no_grad()
+def test_a_model_on_patches_generates_as_it_trains(gaussian, head):
+    """Frame by frame equals all at once, no prediction sees its own frame, and cache and noise lie on the coarse grid."""
+    net = patched(gaussian=gaussian, head=head).eval()
+    latents, noise = torch.randn(2, 12, 4, 4, 6), net.draw_noise(2, 12)
+    assert net.config.stream_grid == (2, 3) and noise.shape[3:5] == (2, 3)
+    whole = net(latents, noise=noise).prediction
+    torch.testing.assert_close(run_cached(net, latents, noise, 12), whole, rtol=0, atol=1e-5)
+    assert len(net.empty_cache(2, 5)[0].keys) == 2 * 2 * 3
+    other = latents.clone()
+    other[:, 5:] = torch.randn_like(other[:, 5:])
+    after = net(other, noise=noise).prediction
+    assert torch.equal(whole[:, :6], after[:, :6]) and not torch.equal(whole[:, 6], after[:, 6])
+
+
+@torch.no_grad()
+def test_a_patch_is_a_square_of_the_latent_grid():
+    """Where no layer says anything, a prediction is a linear map of the patch before it, and of nothing else."""
+    net = patched(gaussian="off")
+    for layer in net.layers:
+        for projection in (layer.spatial.attend.out, layer.temporal.attend.out, layer.feed_forward[-1]):
+            nn.init.zeros_(projection.weight), nn.init.zeros_(projection.bias)
+    latents = torch.randn(1, 2, 4, 4, 6)
+    for row, column in ((0, 0), (1, 2), (3, 5)):
+        other = latents.clone()
+        other[:, 0, :, row, column] += 1
+        changed = (net(other).prediction - net(latents).prediction)[0, 1].abs().sum(0) > 1e-6  # (h w)
+        expected = torch.zeros(4, 6, dtype=torch.bool)
+        top, left = row // 2 * 2, column // 2 * 2
+        expected[top : top + 2, left : left + 2] = True
+        assert torch.equal(changed, expected)
+
+
+@pytest.mark.parametrize("patch, message", [
+    (4, r"patch must divide the latent grid \(h, w\) = \(4, 6\), got 4"), (0, "patch must be a whole number of at least 1, got 0"),
+    (1.5, "patch must be"), (8, "patch must divide"),
+])  # fmt: skip
+def test_a_patch_that_does_not_fit(patch, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        TransformerConfig(grid=(4, 6), patch=patch)
+
+
+def test_weights_of_another_patch_are_refused(tmp_path):
+    path = save_transformer(small(grid=(4, 6)), tmp_path / "plain.safetensors")
+    assert load_transformer(path).config.patch == 1
+    with pytest.raises(RuntimeError, match="size mismatch for embed.weight"):
+        patched().load_state_dict(load_transformer(path).state_dict())
 
 
 def test_prediction_error():

@@ -91,6 +91,56 @@ def test_fsq_rounds_to_its_levels_and_back(levels):
     torch.testing.assert_close(z.grad, 1 - z.detach().tanh() ** 2)  # of the squashing alone: rounding is skipped
 
 
+@pytest.mark.parametrize("levels", [(8, 8, 4), (5, 4, 3), (2, 2), (7, 5, 5, 5), (4,) * 6])
+def test_fsq_nearest_is_the_nearest_codeword(levels):
+    """Also of itself, for every codeword, and of vectors far outside."""
+    fsq = stt.FiniteScalarQuantizer(levels)
+    everything = torch.arange(fsq.codebook_size)
+    words = fsq.codes(everything)
+    assert torch.equal(fsq.nearest(words), everything)
+    z = 1.5 * torch.randn(500, len(levels))
+    distance = torch.cdist(z, words)
+    torch.testing.assert_close(distance.gather(1, fsq.nearest(z)[:, None])[:, 0], distance.min(1).values)
+
+
+def test_nearest_in_pieces_is_nearest():
+    quantizer = stt.VectorQuantizer(50, 8)
+    quantizer.codebook.copy_(torch.randn(50, 8))
+    z = torch.randn(5000, 8)  # two whole pieces and a part
+    distance = torch.cdist(z.double(), quantizer.codebook.double())
+    chosen = distance.gather(1, quantizer.nearest(z)[:, None])[:, 0]
+    torch.testing.assert_close(chosen, distance.min(1).values, rtol=0, atol=1e-6)
+
+
+def test_without_group_norm_a_token_depends_on_its_neighbourhood_alone():
+    """Two convolutions and a residual block see 26x26 pixels; with group normalization every token sees the frame."""
+    torch.manual_seed(0)
+    frames = torch.rand(1, 1, 64, 64)
+    other = frames.clone()
+    other[..., :8, :8] = 0
+    for group_norm in (False, True):
+        tokenizer = stt.Tokenizer(stt.TokenizerConfig(width=16, group_norm=group_norm)).eval()
+        with torch.no_grad():
+            moved = (tokenizer.encode(frames) != tokenizer.encode(other))[0].any(0)  # (h w)
+        assert moved[:2, :2].all() and moved[6:, 6:].any() == group_norm
+
+
+def test_weights_from_before_group_norm_was_a_choice_have_it(tmp_path):
+    tokenizer = stt.Tokenizer(stt.TokenizerConfig(width=16, codebook_size=32, group_norm=True)).eval()
+    path = stt.save_tokenizer(tokenizer, tmp_path / "old.safetensors")
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    config = json.loads(header["__metadata__"]["config"])
+    del config["group_norm"]
+    header["__metadata__"]["config"] = json.dumps(config)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    path.with_suffix(".json").unlink()
+    loaded, frames = stt.load_tokenizer(path), torch.rand(2, 1, 32, 32)
+    assert loaded.config.group_norm and torch.equal(loaded.reconstruct(frames), tokenizer.reconstruct(frames))
+
+
 def test_fsq_with_odd_levels_equals_the_library():
     """With odd numbers of levels both round tanh(z) onto the same grid (the library shifts even ones)."""
     theirs = library.FSQ(levels=[5, 7, 5], preserve_symmetry=False)
