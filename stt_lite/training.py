@@ -485,7 +485,7 @@ def mixed_precision(device: torch.device) -> str:
 def new_accelerator(config: TrainingConfig):
     """The `accelerate.Accelerator` that a config asks for: devices, processes, precision, compilation, log."""
     from accelerate import Accelerator, PartialState  # takes seconds to import, and generation does without
-    from accelerate.utils import parse_flag_from_env
+    from accelerate.utils import TorchDynamoPlugin, parse_flag_from_env
 
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU", not torch.cuda.is_available())
     device = PartialState(cpu=cpu).device
@@ -493,7 +493,7 @@ def new_accelerator(config: TrainingConfig):
     return Accelerator(
         cpu=cpu,
         mixed_precision=mixed_precision(device) if config.precision == "auto" else config.precision,
-        dynamo_backend="inductor" if compiled else "no",
+        dynamo_plugin=TorchDynamoPlugin("inductor" if compiled else "no", use_regional_compilation=compiled),  # one layer for all
         log_with="tensorboard" if config.tensorboard else None,
         project_dir=config.out,
     )
