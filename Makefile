@@ -1,6 +1,6 @@
 # "make help" lists what there is.
 .DEFAULT_GOAL := help
-.PHONY: help book test lab notebooks extract stamp serve clean
+.PHONY: help book test bench lab notebooks extract stamp serve clean
 
 .NOTPARALLEL:
 
@@ -39,6 +39,9 @@ book: $(READY) ## build the pages into _build/html, and generate a first continu
 test: $(READY) ## run every notebook and compare its outputs, then the tests
 	$(PYTEST) --nbval notebooks
 	$(PYTEST) tests
+
+bench: $(READY) ## time what chapter 14 shows, on one core, and write it to book/results/
+	OMP_NUM_THREADS=1 $(BIN)/python book/bench.py
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	$(BIN)/jupyter-lab notebooks

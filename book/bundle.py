@@ -87,7 +87,7 @@ def transformer_metrics(model: stt.VideoModel, clips: int) -> dict:
         "metrics": errors["model"],
         "copy_last_frame": errors["copy"],
         "check": {"clips": 100} | check,
-        "test_clips": f"{clips} clips, held-out digits, of each of the seeds {seeds}",
+        "test_clips": f"{clips} clips, MNIST's test digits, of each of the seeds {seeds}",
         "evaluation": evaluation,
         "long_rollouts": long_rollouts(model),
     }
@@ -105,7 +105,7 @@ def long_rollouts(model: stt.VideoModel) -> dict:
     bright = (stt.ink(video.square()) / ink.clamp(min=1)).mean(0)
     left = ink[:, -20:].mean(1) / ink[:, :15].mean(1)
     return {
-        "clips": "16, held-out digits, seed 1", "frames": 100, "ink_left": left.tolist(),
+        "clips": "16, MNIST's test digits, seed 1", "frames": 100, "ink_left": left.tolist(),
         "brightness": [bright[:15].mean().item(), *bright[15:].tolist()],
     }  # fmt: skip
 
@@ -150,7 +150,7 @@ def bundle(source: Path, args: Args) -> None:
     else:
         measured = {"transformer": transformer_metrics(model, args.clips)}
     if "tokenizer" not in measured and json.loads((source / "tokenizer.json").read_text()).get("copied_from") != args.name:
-        test_clips = "100 clips of 20 frames, held-out digits, seed 1"
+        test_clips = "100 clips of 20 frames, MNIST's test digits, seed 1"
         measured["tokenizer"] = {"metrics": tokenizer_metrics(model), "test_clips": test_clips}
     for part, notes in measured.items():
         record = json.loads((source / f"{part}.json").read_text()) | notes

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import ipywidgets
 import numpy as np
@@ -29,6 +30,9 @@ from stt_lite.generation import (
     rollout_error,
     side_by_side,
 )
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
 from stt_lite.moving_mnist import moving_mnist
 from stt_lite.temporal_attention import rotary
 from stt_lite.training import load_transformer, save_transformer, snap
@@ -305,6 +309,62 @@ def test_stream_computes_a_frame_when_asked():
 
 
 # The window
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_what_a_frame_costs_does_not_grow(patch):
+    """One pass of the encoder and one reading for the prompt, one step for each new frame, each of the same operations."""
+    model = small(grid=(2, 4), patch=patch, gaussian="latent")
+    calls = {"encoder": 0, "read": 0, "step": 0}
+
+    def counted(name, method):
+        def call(*arguments, **options):
+            calls[name] += 1
+            return method(*arguments, **options)
+
+        return call
+
+    model.tokenizer.encoder.register_forward_pre_hook(lambda *_: calls.update(encoder=calls["encoder"] + 1))
+    for name in ("read", "step"):
+        setattr(model.transformer, name, counted(name, getattr(model.transformer, name)))
+    flops, prompt = [], clips(1, 4, 8, 16)
+    stream = model.stream(prompt, 40, samples=3, seed=0, window=6)
+    for _ in range(40):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            next(stream)
+        flops.append(counter.get_total_flops())
+    assert calls == {"encoder": 1, "read": 1, "step": 40}
+    assert len(set(flops[1:])) == 1
+    calls.update(encoder=0, read=0, step=0)
+    model.generate(prompt, 5, samples=3, seed=0)
+    assert calls == {"encoder": 1, "read": 1, "step": 5}  # the futures share what was read
+
+
+def test_futures_of_a_model_on_patches_are_its_own():
+    """Cached equals everything again, and neighbours don't matter, on patches too."""
+    model = small(grid=(2, 4), patch=2)
+    prompt = clips(2, 4, 8, 16)
+    video = model.generate(prompt, 6, samples=3, seed=0)
+    assert video.shape == (2, 3, 10, 1, 8, 16) and not torch.equal(video[:, 0, 4:], video[:, 1, 4:])
+    torch.testing.assert_close(model.generate(prompt[:1], 6, samples=1, seed=0)[0, 0], video[0, 0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.generate(prompt, 6, samples=3, seed=0, window=10), video, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["moving-mnist-tiny", "game"])
+def test_bundles_of_the_first_edition_generate_as_they_did(name):
+    """Twelve frames after a drifting disc, as the first edition's code made them from the same files."""
+    model = stt.load_pretrained(name)
+    if model.transformer.config.patch != 1 or not model.tokenizer.config.group_norm:
+        pytest.skip("another edition's bundle")
+    C, H, W = model.frame_shape
+    t, y, x = torch.arange(24)[:, None, None], torch.arange(H)[:, None], torch.arange(W)
+    distance = (y - H * (0.3 + 0.01 * t)) ** 2 + (x - W * (0.2 + 0.02 * t)) ** 2
+    disc = torch.exp(-distance / (2 * (H / 10) ** 2))  # (T H W)
+    prompt = disc[:12, None].expand(-1, C, -1, -1).contiguous()
+    video = model.generate(prompt, 12, seed=3)[0, 0, 12:, :1, :: H // 32, :: W // 32]
+    with np.load(Path(__file__).parent / "data" / "first-edition.npz") as arrays:
+        expected = torch.from_numpy(arrays[f"{name}-pixels"].astype(np.float32) / 65535)
+    torch.testing.assert_close(video, expected, rtol=0, atol=1e-4)
 
 
 def test_long_rollouts_keep_the_cache_small():
