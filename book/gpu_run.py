@@ -24,7 +24,9 @@ import torch  # noqa: E402
 
 import stt_lite as stt  # noqa: E402
 from stt_lite.evaluation import without_chance  # noqa: E402
-from stt_lite.training import TransformerObjective, hardware, new_accelerator, transformer_config  # noqa: E402
+from stt_lite.training import (  # noqa: E402
+    TokenizerObjective, TransformerObjective, fit, hardware, new_accelerator, new_tokenizer, transformer_config,
+)  # fmt: skip
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "T4": 65e12}  # dense half-precision FLOP/s, data sheets
 PIECE = 14 * 2**20
@@ -39,6 +41,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--start", help="transformer weights to go on from")
     parser.add_argument("--tokenizer", help="tokenizer weights; by default the preset's")
+    parser.add_argument("--tokenizer-seconds", type=float, default=0.0, help="train a tokenizer first, for so long")
     parser.add_argument("--width", type=int)
     parser.add_argument("--layers", type=int)
     parser.add_argument("--heads", type=int)
@@ -52,6 +55,19 @@ def configure(args: argparse.Namespace) -> stt.TrainingConfig:
     changes = {name: getattr(args, name) for name in named if getattr(args, name) is not None}
     config = replace(stt.PRESETS[args.preset], out=args.out / "run", batch=args.batch, start=args.start, **changes)
     return replace(config, checkpoint_seconds=120.0)
+
+
+def own_tokenizer(config: stt.TrainingConfig, seconds: float) -> Path:
+    """Train a tokenizer on the preset's clips, not compiled; where its weights are."""
+    config = replace(config, out=config.out.parent / "tokenizer", minutes=seconds / 60)
+    accelerator = new_accelerator(replace(config, compile=False))
+    torch.manual_seed(config.seed)
+    tokenizer, progress = fit(TokenizerObjective(new_tokenizer(config), config), "tokenizer", 1.0, config, accelerator)
+    path = stt.save_tokenizer(tokenizer, config.out / "tokenizer.safetensors", {"steps": progress.step, "seconds": round(seconds)})
+    clips = stt.moving_mnist(20, 20, config.size, config.digits, split="test", seed=1, device=accelerator.device)
+    error = (tokenizer.reconstruct(clips) - clips).square().sum((2, 3, 4)).mean().item()
+    print(f"tokenizer: {progress.step} steps, squared error {error:.2f} a frame on held-out clips", flush=True)
+    return path
 
 
 def training_flops(config: stt.TrainingConfig) -> float:
@@ -115,7 +131,7 @@ def evaluate(model: stt.VideoModel, clips: int) -> dict:
     for protocol, measures in found.items():
         error = measures["squared_error"]
         print(f"{protocol:7} first {error[0]:6.2f}  mean {fmean(error):6.2f}  SSIM {fmean(measures['ssim']):.3f}")
-    for n in (1, 64):
+    for n in (1, 64) if torch.cuda.is_available() else (1,):
         prompt = held_out[:1, :15].expand(n, -1, -1, -1, -1)
         for _ in range(2):
             begin = time.perf_counter()
@@ -159,7 +175,10 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     config = configure(args)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")
     print(f"{hardware(device)}, torch {torch.__version__}, {training_flops(config) / 1e9:.1f} GFLOP per clip and training step", flush=True)
+    if args.tokenizer_seconds:
+        config = replace(config, tokenizer=str(own_tokenizer(config, args.tokenizer_seconds)))
     compiled = faster_way(config)
     left = args.seconds - RESERVE - (time.perf_counter() - begin)
     if left < 10:

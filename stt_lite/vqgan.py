@@ -1,6 +1,7 @@
 # Extracted from notebooks/11_vqgan.ipynb by "make extract": edit the notebook, not this file.
 """VQGAN: a discriminator keeps fine detail in chapter 03's tokenizer, at any resolution. Built in chapter 11."""
 
+import importlib.resources
 import json
 import math
 import os
@@ -29,7 +30,7 @@ __all__ = [
 
 
 class Photographs:
-    """Random crops of photographs that scikit-image and scikit-learn bring along; whole photographs are held out.
+    """Random crops of photographs that scikit-image and this package bring along; whole photographs are held out.
 
     Args:
         size: height and width of a crop, at most 300 pixels, those of the smallest photograph of either split.
@@ -40,7 +41,6 @@ class Photographs:
 
     Raises:
         ValueError: an unknown split, or a size that a photograph does not hold.
-        ImportError: scikit-image or scikit-learn is missing.
     """
 
     SPLITS = {
@@ -61,12 +61,11 @@ class Photographs:
     @staticmethod
     def _read(name: str) -> list[Tensor]:
         """Bytes (3 H W): one photograph, or the two of a stereo pair."""
-        try:
-            from skimage import data
-            from sklearn.datasets import load_sample_image
-        except ImportError as error:
-            raise ImportError(f"Photographs needs scikit-image and scikit-learn, which hold them: {error}") from error
-        found = load_sample_image(name) if name.endswith(".jpg") else getattr(data, name)()
+        import imageio.v3 as iio
+        from skimage import data
+
+        own = importlib.resources.files("stt_lite") / "data" / name
+        found = iio.imread(own.read_bytes()) if name.endswith(".jpg") else getattr(data, name)()
         pair = found[:2] if isinstance(found, tuple) else [found]
         return [torch.tensor(pixels).movedim(-1, 0) for pixels in pair]
 
