@@ -27,6 +27,7 @@ class Args:
     clips: int = 500  # held-out clips of each seed to evaluate on
     mix: Path | None = None  # another run from the same start, or the start itself: its weights are mixed in
     share: float = 0.5  # of the first run in that mixture
+    half: bool = False  # store the transformer's weights in half precision: half the bytes; they load as float32
     note: str = ""  # what else the record should say
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -34,6 +35,8 @@ class Args:
 def public(record: dict) -> dict:
     """The record without folders of this machine, also in what it says of earlier runs."""
     training = {key: value for key, value in record.get("training", {}).items() if key not in ("out", "start")}
+    if str(training.get("tokenizer", "")).endswith(".safetensors"):
+        del training["tokenizer"]  # a file of this machine; the record has its hash
     record = record | {"training": training}
     return record | {key: public(record[key]) for key in ("started_from", "mixed_with") if key in record}
 
@@ -52,6 +55,18 @@ def mixture(folder: Path, other: Path, share: float, out: Path) -> Path:
     stt.save_transformer(first, out / "transformer.safetensors", record)
     for name in ("tokenizer.safetensors", "tokenizer.json"):
         shutil.copy(folder / name, out / name)
+    return out
+
+
+def halved(folder: Path, out: Path) -> Path:
+    """The same run in the folder `out`, its transformer's weights in half precision."""
+    record = json.loads((folder / "transformer.json").read_text())
+    known = {key: value for key, value in record.items() if key not in ("config", "sha256")}
+    net = stt.load_transformer(folder / "transformer.safetensors").half()
+    stt.save_transformer(net, out / "transformer.safetensors", known | {"stored_as": "float16"})
+    for name in ("tokenizer.safetensors", "tokenizer.json"):
+        if not (out / name).exists():
+            shutil.copy(folder / name, out / name)
     return out
 
 
@@ -140,7 +155,7 @@ def game_measures(model: stt.VideoModel) -> dict:
 def main(args: Args) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder if args.mix is None else mixture(args.folder, args.mix, args.share, Path(temporary))
-        bundle(folder, args)
+        bundle(halved(folder, Path(temporary)) if args.half else folder, args)
 
 
 def bundle(source: Path, args: Args) -> None:

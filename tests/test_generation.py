@@ -531,6 +531,17 @@ def test_two_runs_from_one_start_mix(folder, tmp_path):
     bundle.mixture(folder, other, 0.75, tmp_path / "mixed")  # a run and its own start
 
 
+def test_weights_in_half_precision_load_as_float32_and_say_the_same(folder, tmp_path):
+    model, half = load_pretrained(folder), load_pretrained(bundle.halved(folder, tmp_path / "half"))
+    sizes = [(run / "transformer.safetensors").stat().st_size for run in (folder, tmp_path / "half")]
+    assert sizes[1] < 0.6 * sizes[0] and half.record["stored_as"] == "float16"
+    for (name, a), b in zip(model.transformer.state_dict().items(), half.transformer.state_dict().values(), strict=True):
+        assert b.dtype == torch.float32, name
+        torch.testing.assert_close(a, b, rtol=2**-11, atol=1e-7)
+    assert bundle.public({"training": {"out": "a", "tokenizer": "/b/c.safetensors"}}) == {"training": {}}
+    assert bundle.public({"training": {"tokenizer": "moving-mnist"}}) == {"training": {"tokenizer": "moving-mnist"}}
+
+
 def test_what_does_not_load_says_why(folder, tmp_path):
     with pytest.raises(ValueError, match="no bundled model or folder 'moving-minst-tiny'"):
         load_pretrained("moving-minst-tiny")
