@@ -414,6 +414,6 @@ def train_vqgan(
         players = VQGAN(tokenizer, PatchDiscriminator(shape.channels, settings.width, settings.stages))
         objective = VQGANObjective(players.to(memory_format=torch.channels_last), config, source, settings)
         players, record = fit_model(objective, "vqgan", config, watch)
-    record["frames_seen"] = 4 * record.pop("clips_seen")
+    record["frames_seen"] = record.pop("clips_seen")  # its clips are of one frame
     record |= {"data": {"source": type(source).__name__, "frame": list(clip.shape[1:])}, "vqgan": run["vqgan"]}
     return players.tokenizer.cpu(), record

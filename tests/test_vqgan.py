@@ -19,7 +19,7 @@ from stt_lite.vqgan import (
     high_frequency_power, hinge, perceptual_network, power_spectrum, smooth_start, train_vqgan,
 )  # fmt: skip
 
-SMALL = TokenizerConfig(channels=3, width=16, codebook_size=32)
+SMALL = TokenizerConfig(channels=3, width=16, codebook_size=32, group_norm=True)
 LOSSES = VQGANConfig(start=0.0, warmup=0.0, width=8, stages=2)
 
 
