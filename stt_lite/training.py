@@ -564,7 +564,11 @@ def load_checkpoint(path: Path, config: TrainingConfig, **parts) -> Progress:
         if part is not None:
             if name == "scaler" and name not in state:  # the run was not in float16 so far: its factor is found anew
                 continue
-            part.load_state_dict(state[name])
+            try:
+                part.load_state_dict(state[name])
+            except (RuntimeError, ValueError) as error:  # weights of another shape
+                reason = str(error).splitlines()[0]
+                raise ValueError(f"{path} does not fit: {reason}; choose another `out`") from error
     return progress
 
 
@@ -733,8 +737,10 @@ def grow(net: SpatialTemporalTransformer, config: TransformerConfig) -> SpatialT
 
 
 def new_tokenizer(config: TrainingConfig) -> Tokenizer:
-    """A tokenizer with random weights."""
-    tokenizer = Tokenizer(TokenizerConfig(codebook_size=config.codebook_size))
+    """A tokenizer with random weights, of the shape that `config.out` holds where the run has trained one already."""
+    kept = config.out / "tokenizer.safetensors"
+    shape = load_tokenizer(kept).config if kept.exists() else TokenizerConfig(codebook_size=config.codebook_size)
+    tokenizer = Tokenizer(shape)
     return tokenizer.to(memory_format=torch.channels_last)  # convolutions are faster so
 
 

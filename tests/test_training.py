@@ -516,6 +516,24 @@ def test_a_run_goes_on_with_another_batch_and_schedule_and_without_newer_fields(
         stt.train(tiny(tmp_path, patch=2))
 
 
+def test_a_run_whose_tokenizer_has_group_norm_goes_on_with_it(tmp_path):
+    """As runs of the first edition have; one that stopped while its tokenizer trained says that it does not fit."""
+    run = dict(tokenizer=None, tokenizer_share=0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        shaped = stt.TokenizerConfig(codebook_size=256, group_norm=True)
+        patch.setattr(training, "new_tokenizer", lambda config: stt.Tokenizer(shaped))
+        stt.train(tiny(tmp_path / "old", **run))
+    before = weights(tmp_path / "old", "tokenizer")
+    stt.train(tiny(tmp_path / "old", **run | {"steps": 12}))
+    after = weights(tmp_path / "old", "tokenizer")
+    assert stt.load_tokenizer(tmp_path / "old" / "tokenizer.safetensors").config.group_norm
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    (tmp_path / "old" / "tokenizer.safetensors").unlink()
+    (tmp_path / "old" / "transformer.checkpoint").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer.checkpoint does not fit: .*; choose another `out`"):
+        stt.train(tiny(tmp_path / "old", **run | {"steps": 16}))
+
+
 def test_a_patch_that_does_not_divide_the_grid_stops_the_run_at_once(tmp_path):
     with pytest.raises(ValueError, match=r"patch must divide the latent grid \(h, w\) = \(8, 8\), got 3"):
         stt.train(tiny(tmp_path, patch=3))
