@@ -485,11 +485,13 @@ def mixed_precision(device: torch.device) -> str:
 def new_accelerator(config: TrainingConfig):
     """The `accelerate.Accelerator` that a config asks for: devices, processes, precision, compilation, log."""
     from accelerate import Accelerator, PartialState  # takes seconds to import, and generation does without
+    from accelerate.state import AcceleratorState
     from accelerate.utils import TorchDynamoPlugin, parse_flag_from_env
 
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU", not torch.cuda.is_available())
     device = PartialState(cpu=cpu).device
     compiled = device.type == "cuda" if config.compile is None else config.compile
+    AcceleratorState._reset_state()  # or a second run in this process would have the first one's precision and compiler
     return Accelerator(
         cpu=cpu,
         mixed_precision=mixed_precision(device) if config.precision == "auto" else config.precision,

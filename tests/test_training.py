@@ -624,6 +624,13 @@ def test_bad_configs_are_refused(tmp_path, changes, message):
         tiny(tmp_path, **changes)
 
 
+def test_a_second_run_in_a_process_has_its_own_precision_and_compiler(tmp_path):
+    for precision, compiled in (("no", False), ("bf16", True), ("no", False)):
+        accelerator = training.new_accelerator(tiny(tmp_path, precision=precision, compile=compiled))
+        assert accelerator.mixed_precision == precision
+        assert (accelerator.state.dynamo_plugin.backend.value == "INDUCTOR") == compiled
+
+
 def test_an_unknown_schedule_is_refused(tmp_path, unchecked):
     with pytest.raises(ValueError, match='schedule must be "wsd" or "cosine", got \'linear\''):
         tiny(tmp_path, schedule="linear")
