@@ -1,7 +1,13 @@
-"""Write the package from the notebooks: `python book/extract.py`, or `--check` to compare only.
+"""Write the package and the experiments from the notebooks: `python book/extract.py`.
 
-A notebook's metadata names its module (`"stt_lite": {"module": "video"}`); its code cells tagged `export`, in
-order and unchanged, are that module. `stt_lite/__init__.py` is made from the modules' `__all__`.
+A code cell tagged `export` belongs to the notebook's own module, one tagged
+`export:quantizers` to another module of the same notebook, one tagged `script:compare` to
+book/experiments/compare.py. The notebook's metadata names its modules: `"stt_lite":
+{"module": "tokenizer", "modules": ["quantizers"]}`. Cells stand in the file in order and
+unchanged, two blank lines apart. A cell whose first line is `class X(X):` continues the
+class that the cell before ends with: that line is left out. `stt_lite/__init__.py` is made
+from the public names that pyproject.toml lists. `--check` compares only; `--only 03 91`
+writes the modules of these notebooks, while others may be broken.
 """
 
 import argparse
@@ -12,157 +18,328 @@ import sys
 from pathlib import Path
 
 import nbformat
-from nbconvert.exporters import TemplateExporter
-from nbconvert.preprocessors import Preprocessor
-from rules import check_imports, check_names, check_redefinitions
+import rules
+from rules import ExtractionError
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-HEADER = '# Extracted from notebooks/{name} by "make extract": edit the notebook, not this file.\n'
-TEMPLATE = """{{ resources.header }}{% for cell in nb.cells %}{% if not loop.first %}
+HEADER = '# Made from notebooks/{name} by "make extract".'
+INIT_HEADER = """\
+# Made by "make extract" from the public names that pyproject.toml lists.
+\"\"\"stt_lite: generate video with a small spatial-temporal transformer.
+
+Each module is built in a notebook of the book; these are the names it uses most.
+\"\"\"
+
+"""
+MAIN = '''\
+# Made by "make extract".
+"""`python -m stt_lite`: the same commands as `stt-lite`."""
+
+from stt_lite.cli import main
+
+main()
+'''
 
 
-{% endif %}{{ cell.source }}{% endfor %}
-
-"""  # Jinja drops the last line break
-MAGIC = re.compile(r"^\s*[%!]|get_ipython", re.MULTILINE)
-
-
-class ExtractionError(Exception):
-    """A notebook breaks a rule; the message names the notebook and the cell."""
-
-
-class ExportCells(Preprocessor):
-    """Keep the code cells tagged `export`."""
-
-    def preprocess(self, nb, resources):
-        nb.cells = [c for c in nb.cells if c.cell_type == "code" and "export" in c.metadata.get("tags", [])]
-        return nb, resources
-
-
-class Chapter:
-    """One notebook: its export cells as a module's text, and where each line of that text comes from."""
+class Notebook:
+    """A notebook's code cells, and the file that each tagged one belongs to."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.notebook = nbformat.read(path, as_version=4)
-        self.module = self.notebook.metadata.get("stt_lite", {}).get("module")
-        self.code = [(i, c) for i, c in enumerate(self.notebook.cells) if c.cell_type == "code"]
-        self.exported = [(i, c) for i, c in self.code if "export" in c.metadata.get("tags", [])]
-        for index, cell in self.exported:
-            if magic := MAGIC.search(cell.source):
-                self.refuse(index, f"an export cell holds IPython magic ({magic[0].strip()!r})")
-        exporter = TemplateExporter(raw_template=TEMPLATE, preprocessors=[ExportCells])
-        header = HEADER.format(name=path.name)
-        self.text, _ = exporter.from_notebook_node(self.notebook, {"header": header})
-        self.lines = [None] * 2  # self.lines[n]: the cell that line n of the text comes from; line 1 is the header
-        for index, cell in self.exported:
-            self.lines += [index] * (cell.source.count("\n") + 1) + [None, None]
-        self.tree = self.parse(self.text, lambda line: self.lines[line])
+        self.number = int(re.match(r"\d+", path.name)[0])
+        notebook = nbformat.read(path, as_version=4)
+        metadata = notebook.metadata.get("stt_lite", {})
+        self.module = metadata.get("module")
+        declared = [self.module, *metadata.get("modules", [])]
+        self.modules = [name for name in declared if name]
+        cells = enumerate(notebook.cells)
+        self.code = [(index, cell) for index, cell in cells if cell.cell_type == "code"]
 
     def refuse(self, index: int | None, reason: str):
         place = f", cell {index + 1}" if index is not None else ""
         raise ExtractionError(f"notebooks/{self.path.name}{place}: {reason}.")
 
-    def parse(self, source: str, cell_of_line) -> ast.Module:
+    def file_of(self, index: int, cell) -> str | None:
+        """Which file a cell belongs to, relative to the root; None for an untagged cell."""
+        tags = cell.metadata.get("tags", [])
+        tags = [tag for tag in tags if re.match(r"(export|script)(:|$)", tag)]
+        if not tags:
+            return None
+        if len(tags) > 1:
+            self.refuse(index, f"tagged for more than one file ({', '.join(tags)})")
+        kind, _, name = tags[0].partition(":")
+        if kind == "script":
+            if not name.isidentifier():
+                self.refuse(index, f"tag {tags[0]!r} names no script")
+            return f"book/experiments/{name}.py"
+        name = name or self.module
+        if name is None:
+            self.refuse(
+                index, "an export cell, but the notebook's metadata names no module"
+            )
+        if name not in self.modules:
+            known = ", ".join(self.modules) or "none"
+            self.refuse(
+                index, f"tag {tags[0]!r} names an unknown module (declared: {known})"
+            )
+        return f"stt_lite/{name}.py"
+
+    def files(self) -> dict[str, list[tuple[int, str]]]:
+        """File -> (cell index, source) of its cells, files in order of appearance."""
+        found = {}
+        for index, cell in self.code:
+            if file := self.file_of(index, cell):
+                found.setdefault(file, []).append((index, cell.source))
+        return found
+
+    def parse(self, index: int, source: str) -> ast.Module:
         try:
             return ast.parse(source)
         except SyntaxError as error:
-            return self.refuse(cell_of_line(error.lineno), f"not valid Python ({error.msg})")
+            return self.refuse(index, f"not valid Python ({error.msg})")
 
     def code_trees(self):
-        """(cell index, syntax tree) of every code cell, with IPython's own lines left out."""
+        """(cell index, syntax tree) of every code cell, without IPython's own lines."""
         for index, cell in self.code:
-            plain = "\n".join("" if re.match(r"\s*[%!]", line) else line for line in cell.source.split("\n"))
-            yield index, self.parse(plain, lambda line, index=index: index)
+            lines = cell.source.split("\n")
+            plain = ("" if re.match(r"\s*[%!]", line) else line for line in lines)
+            yield index, self.parse(index, "\n".join(plain))
+
+
+class Source:
+    """The text of one file made from cells, and where each of its lines comes from."""
+
+    def __init__(self, file: str):
+        self.file = file
+        self.name = Path(file).stem
+        self.is_module = file.startswith("stt_lite/")
+        self.notebooks = []
+        self.body = []
+        self.origin = []  # origin[n]: notebook and cell of line n of the body
+        self.last = None  # syntax tree of the cell before
+
+    def add(self, notebook: Notebook, cells: list[tuple[int, str]]) -> None:
+        self.notebooks.append(notebook)
+        for index, source in cells:
+            rules.check_cell(notebook, index, source)
+            tree = notebook.parse(index, source)
+            lines = source.split("\n")
+            gap = 2
+            if rules.continues(notebook, index, source, tree, self.last):
+                gap = 1
+                lines = lines[1:]
+                while not lines[0]:
+                    lines = lines[1:]
+            lines = [""] * (gap if self.body else 0) + lines
+            self.body += lines
+            self.origin += [(notebook, index)] * len(lines)
+            self.last = tree
+
+    @property
+    def text(self) -> str:
+        header = [HEADER.format(name=book.path.name) for book in self.notebooks]
+        return "\n".join(header + self.body) + "\n"
+
+    @property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.text)
+
+    def refuse(self, line: int, reason: str):
+        """Refuse with the cell that a line of the text comes from."""
+        notebook, index = self.origin[line - 1 - len(self.notebooks)]
+        notebook.refuse(index, reason)
 
     def exports(self) -> list[str]:
         """The module's `__all__`."""
         for node in self.tree.body:
-            if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == ["__all__"]:
-                try:
-                    names = ast.literal_eval(node.value)
-                except ValueError:
-                    names = None
-                if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-                    self.refuse(self.lines[node.lineno], "__all__ must be a plain list of strings")
-                if len(set(names)) < len(names):
-                    self.refuse(self.lines[node.lineno], "__all__ names something twice")
-                return list(names)
-        return self.refuse(None, "the export cells define no __all__")
+            if not rules.is_all(node):
+                continue
+            names = rules.all_names(node)
+            if names is None:
+                self.refuse(node.lineno, "__all__ must be a plain list of strings")
+            if len(set(names)) < len(names):
+                self.refuse(node.lineno, "__all__ names something twice")
+            return names
+        reason = f"the export cells of module {self.name} define no __all__"
+        return self.notebooks[0].refuse(None, reason)
 
 
-def init_text(exports: dict[str, list[str]], version: str) -> str:
-    lines = [
-        '# Made by "make extract" from the modules\' __all__: edit the notebooks, not this file.',
-        '"""stt_lite: generate video with a small spatial-temporal transformer; each module is built in a notebook."""',
-        "",
-        "import warnings",
-        "",
-        '# "python -m stt_lite.training" imports the package first, and runpy would wonder that the module is known already',
-        r"""warnings.filterwarnings("ignore", message=r"'stt_lite\.\w+' found in sys\.modules", category=RuntimeWarning)""",
-        "del warnings",
-        "",
-    ]
-    for module, names in exports.items():
-        lines += [f"from stt_lite.{module} import (", *(f"    {name}," for name in names), ")"]
-    names = [name for group in exports.values() for name in group]
-    lines += ["", f'__version__ = "{version}"', "", "__all__ = [", *(f'    "{name}",' for name in names), "]"]
-    return "\n".join(lines) + "\n"
+def read_notebooks(root: Path) -> list[Notebook]:
+    paths = sorted((root / "notebooks").glob("[0-9]*.ipynb"))
+    if not paths:
+        raise ExtractionError("notebooks/: no notebook there.")
+    return [Notebook(path) for path in paths]
+
+
+def read_sources(notebooks: list[Notebook]) -> list[Source]:
+    """The files that the notebooks' tagged cells make, each checked on its own."""
+    sources = {}
+    for notebook in notebooks:
+        files = notebook.files()
+        for name in notebook.modules:
+            if f"stt_lite/{name}.py" not in files:
+                notebook.refuse(None, f"no cell is tagged for module {name}")
+        for file, cells in files.items():
+            source = sources.setdefault(file, Source(file))
+            if source.is_module and source.notebooks:
+                other = source.notebooks[0].path.name
+                reason = f"module {source.name} has another notebook already ({other})"
+                notebook.refuse(None, reason)
+            source.add(notebook, cells)
+    for source in sources.values():
+        rules.check_names(source)
+        rules.check_twice(source)
+    return list(sources.values())
+
+
+def settings(root: Path) -> dict:
+    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def init_text(root: Path, exports: dict[str, list[str]], strict: bool = True) -> str:
+    """`stt_lite/__init__.py`; refuses a public name that no module exports, if strict."""
+    project = settings(root)
+    public = project.get("tool", {}).get("stt_lite", {}).get("public", [])
+    owner = {name: module for module, names in exports.items() for name in names}
+    unknown = ", ".join(name for name in public if name not in owner)
+    complete = not unknown
+    if strict and unknown:
+        raise ExtractionError(f"pyproject.toml: no module exports {unknown}.")
+    public = sorted(
+        (name for name in public if name in owner),
+        key=lambda name: (not name.isupper(), not name[0].isupper(), name),
+    )
+    lines = []
+    for module in sorted({owner[name] for name in public}):
+        names = [name for name in public if owner[name] == module]
+        line = f"from stt_lite.{module} import {', '.join(names)}"
+        if len(line) > rules.COLUMNS:
+            line = "\n    ".join([f"from stt_lite.{module} import (", *names])
+            line = line.replace("\n", ",\n").replace("(,", "(") + ",\n)"
+        if (
+            not complete
+        ):  # the move is under way: a broken module must not stop the others
+            line = "with suppress(Exception):\n    " + line.replace("\n", "\n    ")
+        lines.append(line)
+    if not complete:
+        lines.insert(0, "from contextlib import suppress\n")
+    lines += ["", f'__version__ = "{project["project"]["version"]}"', ""]
+    lines += ["__all__ = [", *(f'    "{name}",' for name in public), "]"]
+    return INIT_HEADER + "\n".join(lines) + "\n"
 
 
 def extract_all(root: Path = ROOT) -> dict[Path, str]:
-    """Path -> text of every file that the notebooks under `root` make; raises ExtractionError."""
-    chapters = [Chapter(path) for path in sorted((root / "notebooks").glob("[0-9]*.ipynb"))]
-    if not chapters:
-        raise ExtractionError("notebooks/: no notebook there.")
-    modules = [chapter for chapter in chapters if chapter.module]
-    order = [chapter.module for chapter in modules]
-    exports, earlier, files = {}, {}, {}
-    for chapter in chapters:
-        if chapter.exported and not chapter.module:
-            chapter.refuse(chapter.exported[0][0], "an export cell, but the notebook's metadata names no module")
-        if chapter.module in exports:
-            chapter.refuse(None, f"module {chapter.module} has another notebook already")
-        check_imports(chapter, order)
-        check_redefinitions(chapter, earlier)
-        if chapter.module:
-            check_names(chapter)
-            exports[chapter.module] = chapter.exports()
-            for name in exports[chapter.module]:
-                if name in earlier:
-                    chapter.refuse(None, f"__all__ holds {name}, which stt_lite.{earlier[name]} exports")
-                earlier[name] = chapter.module
-            files[root / "stt_lite" / f"{chapter.module}.py"] = chapter.text
-    version = re.search(r'^version = "(.+)"$', (root / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)[1]
-    files[root / "stt_lite" / "__init__.py"] = init_text(exports, version)
+    """Path -> text of every file that the notebooks under `root` make.
+
+    Raises `ExtractionError`, which names notebook, cell and reason.
+    """
+    notebooks = read_notebooks(root)
+    sources = read_sources(notebooks)
+    modules = [source for source in sources if source.is_module]
+    numbers = {module.name: module.notebooks[0].number for module in modules}
+    exports = {module.name: module.exports() for module in modules}
+    rules.check_exported_once(modules, exports)
+    for notebook in notebooks:
+        rules.check_imports(notebook, numbers)
+        rules.check_redefinitions(notebook, numbers, exports)
+    rules.check_cycles(modules)
+    files = {root / source.file: source.text for source in sources}
+    importable = {name: names for name, names in exports.items() if name != rules.CLI}
+    files[root / "stt_lite" / "__init__.py"] = init_text(root, importable)
+    if rules.CLI in exports:
+        files[root / "stt_lite" / "__main__.py"] = MAIN
+    return files
+
+
+def extract_only(numbers: list[int], root: Path = ROOT) -> dict[Path, str]:
+    """Like `extract_all` for the notebooks with these numbers alone.
+
+    What needs the other notebooks is left unchecked. Of them `__init__.py` takes what lies
+    on disk and can be imported at the moment.
+    """
+    notebooks = read_notebooks(root)
+    chosen = [notebook for notebook in notebooks if notebook.number in numbers]
+    if missing := set(numbers) - {notebook.number for notebook in chosen}:
+        raise ExtractionError(f"notebooks/: no notebook with number {sorted(missing)}.")
+    sources = read_sources(chosen)
+    declared = {
+        name: book.number for book in reversed(notebooks) for name in book.modules
+    }
+    on_disk = {path.stem: path for path in (root / "stt_lite").glob("*.py")}
+    numbers_of = {name: 0 for name in on_disk if name not in declared} | declared
+    for notebook in chosen:
+        rules.check_imports(notebook, numbers_of)
+    files = {root / source.file: source.text for source in sources}
+    for source in sources:
+        others = [book for book in notebooks if source.file in book.files()]
+        if not source.is_module and others != source.notebooks:
+            whole = Source(source.file)
+            for book in others:
+                whole.add(book, book.files()[source.file])
+            files[root / source.file] = whole.text
+    texts = {name: path.read_text(encoding="utf-8") for name, path in on_disk.items()}
+    texts |= {source.name: source.text for source in sources if source.is_module}
+    exports = rules.importable(texts)
+    exports = {
+        name: exports[name] for name in sorted(exports, key=lambda n: n in declared)
+    }
+    files[root / "stt_lite" / "__init__.py"] = init_text(root, exports, strict=False)
+    if rules.CLI in texts:
+        files[root / "stt_lite" / "__main__.py"] = MAIN
     return files
 
 
 def check(root: Path = ROOT) -> str:
-    """A unified diff from the package on disk to what the notebooks say; empty where they agree."""
-    diff = []
+    """A unified diff from what lies on disk to what the notebooks say; empty if equal."""
     files = extract_all(root)
-    for path in sorted({*files, *(root / "stt_lite").glob("*.py")}):
+    stale = set((root / "stt_lite").glob("*.py"))
+    for path in (root / "book" / "experiments").glob("*.py"):
+        if path.read_text(encoding="utf-8").startswith(HEADER.split("{")[0]):
+            stale.add(path)
+    diff = []
+    for path in sorted({*files, *stale}):
         name = path.relative_to(root).as_posix()
         old = path.read_text(encoding="utf-8") if path.is_file() else ""
         new = files.get(path, "")
-        diff += difflib.unified_diff(old.splitlines(True), new.splitlines(True), name, f"{name} (from notebooks)")
+        pair = (old.splitlines(True), new.splitlines(True))
+        diff += difflib.unified_diff(*pair, name, f"{name} (from notebooks)")
     return "".join(diff)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write stt_lite/ from the notebooks' export cells.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 and show where they differ")
+    parser = argparse.ArgumentParser(
+        description="Write stt_lite/ and book/experiments/ from the notebooks' cells."
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; exit 1 and show where they differ",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        type=int,
+        metavar="NN",
+        help="write the files of the notebooks with these numbers alone",
+    )
     arguments = parser.parse_args()
     try:
         if arguments.check:
             diff = check()
-            sys.exit(f'{diff}\nThe package differs from the notebooks: run "make extract".' if diff else 0)
-        for path, text in extract_all().items():
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(text.encode("utf-8"))
+            hint = 'The package differs from the notebooks: run "make extract".'
+            sys.exit(f"{diff}\n{hint}" if diff else 0)
+        only = arguments.only
+        files = extract_only(only) if only else extract_all()
     except ExtractionError as error:
         sys.exit(str(error))
+    for path, text in files.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(text.encode("utf-8"))
 
 
 if __name__ == "__main__":
