@@ -1,0 +1,186 @@
+"""Files: weights and records are written whole or not at all. Built in appendix 91."""
+
+import contextlib
+import difflib
+import hashlib
+import importlib.resources
+import json
+import os
+import tempfile
+import textwrap
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+__all__ = [
+    "check_writable",
+    "load_weights",
+    "read_record",
+    "records",
+    "results_folder",
+    "save_weights",
+    "weights_folder",
+    "write_file",
+]
+
+
+def weights_folder() -> Path:
+    """Where the package keeps its bundled weights."""
+    return Path(str(importlib.resources.files("stt_lite"))) / "weights"
+
+
+def results_folder() -> Path:
+    """Where the records of the runs lie: a checkout's book/results, or their copy."""
+    package = weights_folder().parent
+    checkout = package.parent / "book" / "results"
+    return checkout if checkout.is_dir() else package / "results"
+
+
+def read_record(path: str | os.PathLike) -> dict:
+    """The record at `path`, or beside the weights there; empty where there is none.
+
+    Raises ValueError where the file holds no JSON object.
+    """
+    path = Path(path).with_suffix(".json")
+    if not path.exists():
+        return {}
+    try:
+        record = json.loads(path.read_bytes())
+        if not isinstance(record, dict):
+            raise ValueError(f"expected an object, got {type(record).__name__}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is not a record: {error}") from error
+    return record
+
+
+def records(pattern: str) -> list[dict]:
+    """The records whose file names match, for example "compare-*-seed*".
+
+    FileNotFoundError where there is none: no figure without a record.
+    """
+    paths = sorted(results_folder().glob(f"{pattern}.json"))
+    if not paths:
+        raise FileNotFoundError(f"no record {pattern!r} in {results_folder()}")
+    return [read_record(path) for path in paths]
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of `path`; OSError where no file can be written into it."""
+    if path.is_dir():
+        raise OSError(f"out must name a file, {path} is a folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        reason = f"{error.strerror}: {path.parent}"
+        raise OSError(f"out can't be written: {reason}") from error
+
+
+def write_file(path: str | os.PathLike, content: bytes) -> None:
+    """Write a file in one step: a reader finds the old file or the new, never a half.
+
+    The content goes to `<name>.part` in the same folder, which is made if need be;
+    that file then replaces `path`. At an OSError, such as a full disk, the old stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # on the disk, not only on its way there
+        os.replace(part, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+
+
+def save_weights(
+    module: nn.Module, path: str | os.PathLike, record: dict | None = None
+) -> Path:
+    """Write a module's weights and, beside them, a JSON record with their hash.
+
+    Args:
+        module: a module with a dataclass `config`, which travels with the weights.
+        path: the file to write, ending in .safetensors.
+        record: what to note of the training: hardware, seconds, clips seen, metrics.
+
+    Raises:
+        ValueError: a path that does not end in .safetensors.
+        OSError: as in `write_file`.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path must end in .safetensors, got {path.name!r}")
+    config = asdict(module.config)
+    state = {name: t.contiguous().cpu() for name, t in module.state_dict().items()}
+    weights = save(state, metadata={"config": json.dumps(config)})
+    sha256 = hashlib.sha256(weights).hexdigest()
+    record = {"config": config, **(record or {}), "sha256": sha256}
+    write_file(path, weights)
+    write_file(
+        path.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode()
+    )
+    return path
+
+
+def find_weights(name: str | os.PathLike, kind: str) -> Path:
+    """Where the weights of that name lie: `name` is a path, or names a bundle."""
+    path, ending = Path(name), f"-{kind}.safetensors"
+    if path.suffix == "" and path.parent == Path("."):  # a bundle's name
+        path = weights_folder() / f"{name}{ending}"
+        bundles = weights_folder().glob(f"*{ending}")
+        known = sorted(bundle.name.removesuffix(ending) for bundle in bundles)
+        if str(name) not in known:
+            closest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
+            hint = f"did you mean {closest[0]!r}? " if closest else ""
+            known = ", ".join(known) or "none"
+            raise ValueError(f"no bundled {kind} {str(name)!r}; {hint}Bundled: {known}")
+    if path.suffix != ".safetensors":  # a pickle could run any code
+        raise ValueError(f"weights load from .safetensors only, got {path.name!r}")
+    return path
+
+
+def load_weights(
+    name: str | os.PathLike,
+    kind: str,
+    build: Callable[[dict], nn.Module],
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """Load what `save_weights` wrote, in eval mode.
+
+    Args:
+        name: a path, or a bundle's name for its `<name>-<kind>.safetensors`.
+        kind: what the file holds, such as "tokenizer".
+        build: makes the module from its config's fields, as JSON gives them back.
+        device: where the weights go.
+
+    Raises:
+        ValueError: an unknown name, or a file that is cut, altered, or of another kind.
+        FileNotFoundError: a path at which there is no file.
+    """
+    path = find_weights(name, kind)
+    content = path.read_bytes()
+    got = hashlib.sha256(content).hexdigest()
+    if (record := read_record(path)) and record.get("sha256") != got:
+        expected = f"expected sha256 {record.get('sha256')}, got {got}"
+        raise ValueError(f"{path.name} is damaged: {expected} ({len(content)} bytes)")
+    try:
+        state = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        config = json.loads(header["__metadata__"]["config"])
+        with torch.device("meta"):  # do they fit? Asked before anything takes memory
+            build(config).load_state_dict(state, assign=True)
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay
+            module = build(config)
+        module.load_state_dict(state)
+    except Exception as error:  # whatever it is, the file is to blame
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+        raise ValueError(f"{path.name} is not a whole {kind} file: {reason}") from error
+    return module.to(device).eval()
