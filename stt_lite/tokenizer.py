@@ -124,8 +124,8 @@ def encoder(config: TokenizerConfig) -> nn.Sequential:
 def decoder(config: TokenizerConfig) -> nn.Sequential:
     """Latents (B D h w) to frames (B C H W): the encoder's mirror image."""
     widths = config.stage_widths[::-1]  # coarsest first, for example [64, 32]
-    spread = nn.Conv2d(config.latent_channels, config.width, 3, padding=1)
     blocks = [ResidualBlock(config) for _ in range(config.residual_blocks)]
+    spread = nn.Conv2d(config.latent_channels, config.width, 3, padding=1)
     up = [normalization(config), nn.SiLU()]
     for wide, narrow in pairwise(widths):
         up += [nn.Conv2d(wide, 4 * narrow, 3, padding=1), nn.PixelShuffle(2), nn.SiLU()]
