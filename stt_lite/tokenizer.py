@@ -125,11 +125,11 @@ def decoder(config: TokenizerConfig) -> nn.Sequential:
     """Latents (B D h w) to frames (B C H W): the encoder's mirror image."""
     widths = config.stage_widths[::-1]  # coarsest first, for example [64, 32]
     blocks = [ResidualBlock(config) for _ in range(config.residual_blocks)]
-    spread = nn.Conv2d(config.latent_channels, config.width, 3, padding=1)
     up = [normalization(config), nn.SiLU()]
     for wide, narrow in pairwise(widths):
         up += [nn.Conv2d(wide, 4 * narrow, 3, padding=1), nn.PixelShuffle(2), nn.SiLU()]
     up += [nn.Conv2d(widths[-1], 4 * config.channels, 3, padding=1), nn.PixelShuffle(2)]
+    spread = nn.Conv2d(config.latent_channels, config.width, 3, padding=1)
     return nn.Sequential(spread, *blocks, *up)
 
 
