@@ -1,6 +1,6 @@
 # "make help" lists what there is.
 .DEFAULT_GOAL := help
-.PHONY: help book test bench lab notebooks extract stamp serve clean
+.PHONY: help book test lint format bench lab notebooks extract stamp serve clean
 
 .NOTPARALLEL:
 
@@ -36,11 +36,22 @@ book: $(READY) ## build the pages into _build/html, and generate a first continu
 	@$(BIN)/stt-lite generate --samples 3 --out _build/continuation.gif
 	@echo "The book is in $(PAGES). Open $(CURDIR)/$(PAGES)/book/index.html in a browser, or run: make serve"
 
-test: $(READY) ## run every notebook and compare its outputs, then the tests
+test: lint ## run every notebook and compare its outputs, then the tests
 	$(PYTEST) --nbval notebooks
 	$(PYTEST) tests
 
-bench: $(READY) ## time what chapter 14 shows, on one core, and write it to book/results/
+lint: $(READY) ## check style, and that package and notebooks agree
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/python book/extract.py --check
+	@$(BIN)/python book/stamp.py --check
+
+format: $(READY) ## bring code into style, cells too, then extract
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+	@$(BIN)/python book/extract.py
+
+bench: $(READY) ## time what chapter 16 shows, on one core, and write it to book/results/
 	OMP_NUM_THREADS=1 $(BIN)/python book/bench.py
 
 lab: $(READY) ## open the notebooks in JupyterLab

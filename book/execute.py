@@ -1,5 +1,9 @@
-"""Run notebooks in place and store their outputs and widgets: `python book/execute.py [notebook ...]`."""
+"""Run notebooks in place, store their outputs: `python book/execute.py [notebook ...]`.
 
+A notebook runs in its own folder, and imports the package of the checkout it lies in.
+"""
+
+import os
 import sys
 import time
 from pathlib import Path
@@ -12,12 +16,14 @@ WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 
 
 def steady(notebook):
-    """The same notebook with what changes on every run evened out, so that git's diffs show real changes."""
-    state = notebook.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
+    """The same notebook, with what changes on every run evened out for git's diffs."""
+    widgets = notebook.metadata.get("widgets", {}).get(WIDGET_STATE, {})
     text = nbformat.writes(notebook)
-    for number, identifier in enumerate(state):
+    for number, identifier in enumerate(widgets.get("state", {})):
         text = text.replace(identifier, f"{number:032x}")
-    notebook, _ = CoalesceStreamsPreprocessor().preprocess(nbformat.reads(text, as_version=4), {})
+    notebook, _ = CoalesceStreamsPreprocessor().preprocess(
+        nbformat.reads(text, as_version=4), {}
+    )
     notebook.metadata["language_info"] = {"name": "python"}
     return notebook
 
@@ -28,13 +34,30 @@ def execute(path: Path) -> None:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
     notebook.metadata.pop("widgets", None)
-    runner = ExecutePreprocessor(timeout=None, kernel_name="python3", record_timing=False, store_widget_state=True)
-    runner.preprocess(notebook, {"metadata": {"path": str(path.parent)}})
+    runner = ExecutePreprocessor(
+        timeout=None,
+        kernel_name="python3",
+        record_timing=False,
+        store_widget_state=True,
+    )
+    runner.preprocess(notebook, {"metadata": {"path": str(path.resolve().parent)}})
     nbformat.write(steady(notebook), path)
     size = path.stat().st_size / 1e6
     print(f"{path.name}: {time.monotonic() - start:.0f} s, {size:.2f} MB", flush=True)
 
 
-if __name__ == "__main__":
-    for path in map(Path, sys.argv[1:]) if sys.argv[1:] else sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+def import_from(checkout: Path) -> None:
+    """Kernels and commands started from here import this checkout's package."""
+    paths = [str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+
+
+def main() -> None:
+    named = [Path(name) for name in sys.argv[1:]]
+    for path in named or sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        import_from(path.resolve().parent.parent)
         execute(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,13 +1,15 @@
 """Write the package and the experiments from the notebooks: `python book/extract.py`.
 
 A code cell tagged `export` belongs to the notebook's own module, one tagged
-`export:quantizers` to another module of the same notebook, one tagged `script:compare` to
-book/experiments/compare.py. The notebook's metadata names its modules: `"stt_lite":
-{"module": "tokenizer", "modules": ["quantizers"]}`. Cells stand in the file in order and
+`export:quantizers` to another module of the same notebook, one tagged `script:compare`
+to book/experiments/compare.py. The notebook's metadata names its modules: `"stt_lite":
+{"module": "tokenizer", "modules": ["quantizers"]}`. Cells stand in the file in order,
 unchanged, two blank lines apart. A cell whose first line is `class X(X):` continues the
-class that the cell before ends with: that line is left out. `stt_lite/__init__.py` is made
-from the public names that pyproject.toml lists. `--check` compares only; `--only 03 91`
-writes the modules of these notebooks, while others may be broken.
+class that the cell before ends with: that line is left out.
+
+`stt_lite/__init__.py` is made from the public names that pyproject.toml lists.
+`--check` compares only; `--only 03 91` writes what these notebooks hold, while others are
+broken.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+
 import rules
 from rules import ExtractionError
 
@@ -57,15 +60,15 @@ class Notebook:
         self.module = metadata.get("module")
         declared = [self.module, *metadata.get("modules", [])]
         self.modules = [name for name in declared if name]
-        cells = enumerate(notebook.cells)
-        self.code = [(index, cell) for index, cell in cells if cell.cell_type == "code"]
+        self.cells = list(enumerate(notebook.cells))
+        self.code = [(i, cell) for i, cell in self.cells if cell.cell_type == "code"]
 
     def refuse(self, index: int | None, reason: str):
         place = f", cell {index + 1}" if index is not None else ""
         raise ExtractionError(f"notebooks/{self.path.name}{place}: {reason}.")
 
     def file_of(self, index: int, cell) -> str | None:
-        """Which file a cell belongs to, relative to the root; None for an untagged cell."""
+        """Which file, relative to the root, a cell belongs to; None if untagged."""
         tags = cell.metadata.get("tags", [])
         tags = [tag for tag in tags if re.match(r"(export|script)(:|$)", tag)]
         if not tags:
@@ -202,7 +205,7 @@ def settings(root: Path) -> dict:
 
 
 def init_text(root: Path, exports: dict[str, list[str]], strict: bool = True) -> str:
-    """`stt_lite/__init__.py`; refuses a public name that no module exports, if strict."""
+    """`stt_lite/__init__.py`; if strict, refuses public names that no module exports."""
     project = settings(root)
     public = project.get("tool", {}).get("stt_lite", {}).get("public", [])
     owner = {name: module for module, names in exports.items() for name in names}
@@ -259,8 +262,8 @@ def extract_all(root: Path = ROOT) -> dict[Path, str]:
 def extract_only(numbers: list[int], root: Path = ROOT) -> dict[Path, str]:
     """Like `extract_all` for the notebooks with these numbers alone.
 
-    What needs the other notebooks is left unchecked. Of them `__init__.py` takes what lies
-    on disk and can be imported at the moment.
+    What needs the other notebooks is left unchecked. Of them `__init__.py` takes what
+    lies on disk and can be imported at the moment.
     """
     notebooks = read_notebooks(root)
     chosen = [notebook for notebook in notebooks if notebook.number in numbers]
@@ -295,7 +298,7 @@ def extract_only(numbers: list[int], root: Path = ROOT) -> dict[Path, str]:
 
 
 def check(root: Path = ROOT) -> str:
-    """A unified diff from what lies on disk to what the notebooks say; empty if equal."""
+    """A unified diff from what lies on disk to what the notebooks say; "" if equal."""
     files = extract_all(root)
     stale = set((root / "stt_lite").glob("*.py"))
     for path in (root / "book" / "experiments").glob("*.py"):

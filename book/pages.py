@@ -1,23 +1,59 @@
-"""Sphinx extension of the book: local JavaScript, small icon fonts, and API entries that link to their section."""
+"""Sphinx extension of the book: what its pages load, link to, and redirect to."""
 
 import ast
-import json
 import re
 import sys
 from pathlib import Path
 
-import vendor
 from docutils.nodes import make_id
 from sphinx.ext.mathjax import MATHJAX_URL
 from sphinx.util import logging
 
+import vendor
+from extract import read_notebooks
+
 ROOT = Path(__file__).resolve().parent.parent
+CDN = "https://cdn.jsdelivr.net/npm"
 CDN_WIDGETS = {
-    "https://cdn.jsdelivr.net/npm/requirejs@2.3.8/require.min.js": {},
-    "https://cdn.jsdelivr.net/npm/@jupyter-widgets/html-manager@1.0.15/dist/embed-amd.js": {},
+    f"{CDN}/requirejs@2.3.8/require.min.js": {},
+    f"{CDN}/@jupyter-widgets/html-manager@1.0.15/dist/embed-amd.js": {},
 }
-# One icon of Font Awesome's script: name:[width,height,[aliases],"unicode","path" or ["path","path"]]
-ICON = re.compile(r'("[\w-]+"|[\w$]+):\[\d+,\d+,\[([^\]]*)\],"[0-9a-f]+",(?:"[^"]*"|\[[^\]]*\])\],?')
+# One icon of Font Awesome's script:
+# name:[width,height,[aliases],"unicode","path" or ["path","path"]]
+ICON = re.compile(
+    r'("[\w-]+"|[\w$]+):\[\d+,\d+,\[([^\]]*)\],"[0-9a-f]+",(?:"[^"]*"|\[[^\]]*\])\],?'
+)
+# Pages of the first edition -> where their content is now.
+REDIRECTS = {
+    "notebooks/08_training": "notebooks/09_training",
+    "notebooks/09_generation": "notebooks/08_generation",
+    "notebooks/10_evaluation": "notebooks/11_evaluation",
+    "notebooks/11_vqgan": "notebooks/13_vqgan",
+    "notebooks/12_game_worlds": "notebooks/14_game_worlds",
+    "notebooks/13_your_own_video": "notebooks/15_your_own_video",
+    "notebooks/14_what_it_costs": "notebooks/16_what_it_costs",
+    "book/api/vq_autoencoder": "book/api/tokenizer",
+    "book/api/gaussian_parameterization": "book/api/gaussian",
+    "book/api/game_worlds": "book/api/games",
+    "book/api/your_own_video": "book/api/clips",
+}
+# With scripts the anchor goes along (an entry of the API by its module's new name).
+REDIRECT = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>This page has moved</title>
+<meta name="robots" content="noindex">
+<link rel="canonical" href="{target}">
+<script>
+location.replace("{target}" + location.hash.replace("{old}", "{new}"));
+</script>
+<noscript><meta http-equiv="refresh" content="0; url={target}"></noscript>
+</head>
+<body><p>This page has moved: <a href="{target}">go to its new place</a>.</p></body>
+</html>
+"""
 
 sys.path.insert(0, str(ROOT))  # autodoc imports stt_lite from here
 logger = logging.getLogger(__name__)
@@ -29,17 +65,30 @@ def choose_scripts(app, config):
         config.mathjax_path = "typeset-at-build-time/mathjax.js"  # never loaded
         config.nb_ipywidgets_js = {"vendor/widgets/widgets.js": {}}
         return
-    logger.info("No JavaScript in %s: the pages load it from a CDN.", vendor.VENDOR.relative_to(ROOT))
+    logger.info(
+        "No JavaScript in %s: the pages load it from a CDN.",
+        vendor.VENDOR.relative_to(ROOT),
+    )
     config.nb_ipywidgets_js = CDN_WIDGETS
 
 
 def drop_scripts(app, pagename, templatename, context, doctree):
-    """Leave out thebe, which needs another host, MathJax where formulas are typeset at build time, and what a page does not use."""
+    """Leave out thebe, which needs another host, and what a page does not use.
+
+    MathJax is not used where formulas are typeset at build time.
+    """
     unwanted = r"thebe" if app.config.mathjax_path == MATHJAX_URL else r"thebe|mathjax"
-    unwanted += "" if 'class="stt-generate"' in context.get("body", "") else r"|generate\.js"
+    unwanted += (
+        "" if 'class="stt-generate"' in context.get("body", "") else r"|generate\.js"
+    )
     scripts = context.get("script_files", [])
-    named = [(script, f"{script.filename} {script.attributes.get('body', '')}") for script in scripts]
-    context["script_files"] = [script for script, text in named if not re.search(unwanted, text, re.IGNORECASE)]
+    named = [
+        (script, f"{script.filename} {script.attributes.get('body', '')}")
+        for script in scripts
+    ]
+    context["script_files"] = [
+        script for script, text in named if not re.search(unwanted, text, re.IGNORECASE)
+    ]
 
 
 def typeset_formulas(app, exception):
@@ -50,24 +99,27 @@ def typeset_formulas(app, exception):
 def sections_of_exports() -> dict[str, tuple[str, str]]:
     """Public name -> (notebook, heading of the section that builds it)."""
     found = {}
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        module = notebook["metadata"].get("stt_lite", {}).get("module")
-        heading = path.stem
-        for cell in notebook["cells"]:
-            source = "".join(cell["source"])
-            if cell["cell_type"] == "markdown":
-                prose = re.sub(r"```.*?```", "", source, flags=re.DOTALL)
-                heading = ([heading] + re.findall(r"^#+ +(.+?)\s*$", prose, flags=re.MULTILINE))[-1]
-            elif "export" in cell["metadata"].get("tags", []):
-                for node in ast.parse(source).body:
-                    if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
-                        found[f"stt_lite.{module}.{node.name}"] = (path.stem, heading)
+    for notebook in read_notebooks(ROOT):
+        heading = notebook.path.stem
+        for index, cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                prose = re.sub(r"```.*?```", "", cell.source, flags=re.DOTALL)
+                headings = re.findall(r"^#+ +(.+?)\s*$", prose, flags=re.MULTILINE)
+                heading = [heading, *headings][-1]
+                continue
+            file = notebook.file_of(index, cell) if cell.cell_type == "code" else None
+            for node in ast.parse(cell.source).body if file else []:
+                if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                    name = f"stt_lite.{Path(file).stem}.{node.name}"
+                    found.setdefault(name, (notebook.path.stem, heading))
     return found
 
 
 def plain_text_to_rst(app, what, name, obj, options, lines):
-    """The docstrings are plain text with `code`: keep ReST from reading more into them (runs before napoleon)."""
+    """Keep ReST from reading more into docstrings, which are plain text with `code`.
+
+    Runs before napoleon.
+    """
     for number, line in enumerate(lines):
         parts = re.split(r"(``.*?``|`[^`]+`)", line)
         parts[::2] = [re.sub(r"([|*])", r"\\\1", part) for part in parts[::2]]
@@ -79,12 +131,16 @@ def link_to_section(app, what, name, obj, options, lines):
     if name in app.stt_sections:
         notebook, heading = app.stt_sections[name]
         text = re.sub(r"[`*$\\<>]", "", heading)
-        lines += ["", f"Built in `{notebook}, {text} <../../notebooks/{notebook}.html#{make_id(heading)}>`__."]
+        address = f"../../notebooks/{notebook}.html#{make_id(heading)}"
+        lines += ["", f"Built in `{notebook}, {text} <{address}>`__."]
 
 
 def leave_search_to_its_page(app, exception):
-    """The theme makes every page load the whole search index; only search.html looks into it."""
-    scripts = re.compile(r'<script src="[^"]*(?:searchtools|language_data|searchindex)\.js[^"]*"></script>\s*')
+    """Only search.html looks into the search index, which the theme makes all load."""
+    scripts = re.compile(
+        r'<script src="[^"]*(?:searchtools|language_data|searchindex)\.js[^"]*">'
+        r"</script>\s*"
+    )
     for path in [] if exception else Path(app.outdir).rglob("*.html"):
         if path.name != "search.html":
             text = path.read_text(encoding="utf-8")
@@ -92,20 +148,47 @@ def leave_search_to_its_page(app, exception):
 
 
 def keep_used_icons(app, exception):
-    """Cut the theme's 1.5 MB Font Awesome script down to the icons that the book's files name."""
+    """Cut the theme's 1.5 MB Font Awesome script down to the icons that pages name."""
     script = Path(app.outdir) / "_static" / "scripts" / "fontawesome.js"
     if exception or not script.is_file():
         return
     used = set()
     for path in Path(app.outdir).rglob("*"):
         if path.suffix in {".html", ".js"} and path != script:
-            used.update(re.findall(r"fa-([a-z0-9-]+)", path.read_text(encoding="utf-8", errors="ignore")))
+            used.update(
+                re.findall(
+                    r"fa-([a-z0-9-]+)",
+                    path.read_text(encoding="utf-8", errors="ignore"),
+                )
+            )
 
     def keep(match):
         names = {match[1].strip('"'), *re.findall(r'"([^"]+)"', match[2])}
         return match[0] if names & used else ""
 
-    script.write_text(ICON.sub(keep, script.read_text(encoding="utf-8")), encoding="utf-8")
+    script.write_text(
+        ICON.sub(keep, script.read_text(encoding="utf-8")), encoding="utf-8"
+    )
+
+
+def redirect_page(old: str, new: str) -> str:
+    """A page at the address `old` that leads to `new`, keeping the anchor."""
+    up = "../" * old.count("/")
+    modules = [f"stt_lite.{Path(page).name}" for page in (old, new)]
+    return REDIRECT.format(target=f"{up}{new}.html", old=modules[0], new=modules[1])
+
+
+def lead_to_new_pages(app, exception):
+    """Where the first edition had a page, write one that leads to its new place."""
+    if exception or app.builder.format != "html":
+        return
+    for old, new in REDIRECTS.items():
+        path = Path(app.outdir) / f"{old}.html"
+        if old in app.env.found_docs:
+            logger.warning("book/pages.py: %s is a page and a redirect", old)
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(redirect_page(old, new), encoding="utf-8")
 
 
 def setup(app):
@@ -117,4 +200,5 @@ def setup(app):
     app.connect("build-finished", typeset_formulas)
     app.connect("build-finished", leave_search_to_its_page)
     app.connect("build-finished", keep_used_icons)
+    app.connect("build-finished", lead_to_new_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

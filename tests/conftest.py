@@ -1,4 +1,4 @@
-"""Shared by all tests: stt_lite is imported with its shape annotations checked, and the scripts in book/ import."""
+"""Shared by all tests: shape annotations are checked, and the scripts in book/ import."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "book"), str(ROOT / "tests")]
+FOLDERS = [ROOT, ROOT / "book", ROOT / "book" / "experiments", ROOT / "tests"]
+sys.path[:0] = [str(folder) for folder in FOLDERS]
 
 with install_import_hook("stt_lite", "typechecker.checked"):
     import stt_lite  # noqa: F401
@@ -17,7 +18,7 @@ import torch  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Every test draws the same numbers at every run, in any order: torch's own first seed is random."""
+    """Every test draws the same numbers at every run: torch's first seed is random."""
     torch.manual_seed(0)
 
 
@@ -35,7 +36,7 @@ def notebooks(root) -> list[Path]:
 
 @pytest.fixture
 def unchecked():
-    """Switch the shape annotations' run-time checks off: for tests of the messages that users see without them."""
+    """Switch the annotations' checks off, to see the messages that users see."""
     import jaxtyping
 
     jaxtyping.config.update("jaxtyping_disable", True)

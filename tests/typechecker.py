@@ -1,4 +1,4 @@
-"""beartype as the tests use it: an int may stand where a float is annotated, as everywhere in Python."""
+"""beartype as the tests use it: an int may stand where a float is annotated."""
 
 from beartype import BeartypeConf, beartype
 
