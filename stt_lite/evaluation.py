@@ -151,7 +151,7 @@ def evaluate(
 
 
 def mean_of(results: list[dict]) -> tuple[dict, dict]:
-    """Mean of several results of `evaluate`, and deviation of their mean over frames."""
+    """Mean of results of `evaluate`, and the deviation of their means over frames."""
     mean, spread = {}, {}
     for protocol, metrics in results[0].items():
         mean[protocol], spread[protocol] = {}, {}
@@ -258,11 +258,11 @@ def many_futures(
     """What a model's futures are like, and what the best of them are worth.
 
     Returns:
-        "psnr", "ssim": the best of k = 1 to S futures by its mean over frames, mean over
-        clips. Of centroids, per new frame: "spread", their deviation among futures in
-        pixels; "inside", how often the truth lies in the futures' range, and
-        "inside_expected" of a truth that is one more future. "rank": how many futures lie
-        below the truth, in ten classes from none to all (Hamill, 2001).
+        "psnr", "ssim": the best of k = 1 to S futures by its mean over frames, mean
+        over clips. Of centroids, per new frame: "spread", their deviation among
+        futures in pixels; "inside", how often the truth lies in the futures' range;
+        "inside_expected", that of a truth that is one more future. "rank": how many
+        futures lie below the truth, in ten classes from none to all (Hamill, 2001).
     """
     new = new_frames_of(clips, prompt)
     scores = {"psnr": [], "ssim": []}
