@@ -118,7 +118,7 @@ class TemporalAttention(nn.Module):
             raise ValueError(f"slots must be at least 1 frame, got {slots}")
         weight, N = self.attend.out.weight, self.attend.heads
         n, d = batch * grid[0] * grid[1], len(weight) // N
-        keys, values = weight.new_zeros(2, n, N, slots, d).detach()
+        keys, values = weight.new_zeros(2, n, N, slots, d)
         return KeyValueCache(keys, values, keys.new_zeros((), dtype=torch.long))
 
     def prefill(
