@@ -8,8 +8,8 @@ unchanged, two blank lines apart. A cell whose first line is `class X(X):` conti
 class that the cell before ends with: that line is left out.
 
 `stt_lite/__init__.py` is made from the public names that pyproject.toml lists.
-`--check` compares only; `--only 03 91` writes what these notebooks hold, while others are
-broken.
+`--check` compares only; `--only 03 91` writes what these notebooks hold, while others
+are broken.
 """
 
 import argparse
@@ -205,7 +205,7 @@ def settings(root: Path) -> dict:
 
 
 def init_text(root: Path, exports: dict[str, list[str]], strict: bool = True) -> str:
-    """`stt_lite/__init__.py`; if strict, refuses public names that no module exports."""
+    """`stt_lite/__init__.py`; if strict, refuses a public name without a module."""
     project = settings(root)
     public = project.get("tool", {}).get("stt_lite", {}).get("public", [])
     owner = {name: module for module, names in exports.items() for name in names}

@@ -1,9 +1,9 @@
-"""What each process of a test runs: a module, since a spawned one imports it by name."""
+"""What each process of a test runs; a spawned one imports this module by name."""
 
 import torch
 import torch.distributed as dist
 
-from stt_lite.vq_autoencoder import VectorQuantizer
+from stt_lite.quantizers import VectorQuantizer
 
 RUNS = {
     "follows": dict(kmeans_iterations=0, dead_below=0.0),
@@ -27,7 +27,7 @@ def train_quantizer(
 
 
 def train_quantizers(rank: int, folder: str, batches: torch.Tensor) -> None:
-    """Both runs in one of two processes, on its half of each batch, written to `folder`."""
+    """Both runs in one of two processes, on half of each batch, written to `folder`."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
