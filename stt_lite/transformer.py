@@ -1,131 +1,35 @@
-# Extracted from notebooks/07_transformer.ipynb by "make extract": edit the notebook, not this file.
-"""The spatial-temporal transformer: the next frame's latents from all frames before. Built in chapter 07."""
+"""The whole model: each frame's latents from all frames before. Built in chapter 07."""
 
-import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+import os
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from stt_lite.gaussian_parameterization import GaussianLayer
-from stt_lite.spatial_attention import RMSNorm, SpatialAttention
-from stt_lite.temporal_attention import KeyValueCache, TemporalAttention, padding_mask
-from stt_lite.video import check_whole
+from stt_lite.files import load_weights
+from stt_lite.layer import TransformerConfig, TransformerLayer, transformer_config
+from stt_lite.spatial_attention import RMSNorm
+from stt_lite.temporal_attention import KeyValueCache, padding_mask
 
 __all__ = [
-    "FeedForward", "SpatialTemporalTransformer", "TransformerConfig", "TransformerLayer", "TransformerOutput",
-    "count_flops", "count_parameters", "prediction_error",
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Everything that shapes a transformer.
-
-    Args:
-        latent_channels: channels D of the tokenizer's latents.
-        grid: height h and width w of the latent grid.
-        width: channels E of the stream.
-        layers: number of layers L.
-        heads: number of heads N of each attention; E / N must be even.
-        codebook_size: number of codewords K, the classes of the token head.
-        patch: edge P of a patch: the stream has one vector for each P x P latents, so it is P² times shorter. Divides h and w.
-        kernel_size: odd edge of the Gaussian layer's convolution, in pixels of the stream's grid.
-        gaussian: "latent", "bottleneck" or "off", see `GaussianLayer`.
-        head: "regression" (the next latents) or "token" (logits over codewords).
-        noise_channels: channels Z of the random variable in mode "latent".
-        mlp_ratio: hidden channels of the feed-forward part, in units of E.
-        conv: the depthwise convolution in spatial attention.
-        window: frames that temporal attention sees, itself included; None: all.
-        dropout: share dropped in training from attention weights and from each branch's output, in [0, 1).
-
-    Raises:
-        ValueError: an unknown mode or head, or a patch that does not divide the grid.
-    """
-
-    latent_channels: int = 8
-    grid: tuple[int, int] = (8, 8)
-    width: int = 64
-    layers: int = 3
-    heads: int = 4
-    codebook_size: int = 256
-    patch: int = 1
-    kernel_size: int = 3
-    gaussian: Literal["latent", "bottleneck", "off"] = "latent"
-    head: Literal["regression", "token"] = "regression"
-    noise_channels: int = 4
-    mlp_ratio: int = 4
-    conv: bool = True
-    window: int | None = None
-    dropout: float = 0.0
-
-    def __post_init__(self):
-        object.__setattr__(self, "grid", tuple(self.grid))  # JSON gives back a list
-        for name, known in (("gaussian", ("latent", "bottleneck", "off")), ("head", ("regression", "token"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
-        check_whole(self.patch, "patch")
-        if any(n % self.patch for n in self.grid):
-            raise ValueError(f"patch must divide the latent grid (h, w) = {self.grid}, got {self.patch}")
-
-    @property
-    def stream_grid(self) -> tuple[int, int]:
-        """Height and width of the stream's grid: of attention, cache, noise and Gaussian layer."""
-        h, w = self.grid
-        return h // self.patch, w // self.patch
-
-    @property
-    def out_channels(self) -> int:
-        """Channels of a prediction: D for the regression head, K for the token head."""
-        return self.latent_channels if self.head == "regression" else self.codebook_size
-
-
-class FeedForward(nn.Sequential):
-    """Two linear maps and a GELU, at each pixel of each frame by itself. Pre-norm, the residual is the caller's."""
-
-    def __init__(self, width: int, ratio: int = 4):
-        super().__init__(RMSNorm(width), nn.Linear(width, ratio * width), nn.GELU(), nn.Linear(ratio * width, width))
-
-
-class TransformerLayer(nn.Module):
-    """Spatial attention, temporal attention, feed-forward, Gaussian, on a stream x (B T h w E)."""
-
-    def __init__(self, config: TransformerConfig):
-        super().__init__()
-        width, heads, dropout, mode = config.width, config.heads, config.dropout, config.gaussian
-        self.spatial = SpatialAttention(width, heads, config.stream_grid, dropout=dropout, conv=config.conv)
-        self.temporal = TemporalAttention(width, heads, dropout=dropout, window=config.window)
-        self.feed_forward = FeedForward(width, config.mlp_ratio)
-        self.gaussian = None if mode == "off" else GaussianLayer(width, config.kernel_size, mode, config.noise_channels)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x, noise, posterior_input=None, temperature=1.0, lengths=None, cache=None):
-        """The stream after the layer, the KL of each frame (B T), and the cache, which knows the T frames now, where given.
-
-        `noise` (B T h w Z) is this layer's alone; `posterior_input` (B known h w E) and the rest are as in `GaussianLayer`.
-        """
-        x = x + self.dropout(self.spatial(x))
-        if cache is None:
-            x = x + self.dropout(self.temporal(x, lengths))
-        else:  # x holds the newest frames; the cache knows the others. For generation, where nothing drops out
-            y, cache = self.temporal.read(x, cache)
-            x = x + y
-        x = x + self.dropout(self.feed_forward(x))
-        kl = x.new_zeros(x.shape[:2], dtype=torch.float32)
-        if self.gaussian is not None:
-            x, kl = self.gaussian(x, noise, posterior_input, temperature)
-        return x, kl, cache
+    "SpatialTemporalTransformer",
+    "TransformerOutput",
+    "count_flops",
+    "count_parameters",
+    "load_transformer",
+    "prediction_error",
+]
 
 
 class TransformerOutput(NamedTuple):
     """What `SpatialTemporalTransformer` returns; place t is about frame t."""
 
-    prediction: Float[Tensor, "B T D_or_K h w"]  # from frames before t: latents (D), or logits over codewords (K)
-    kl: Float[Tensor, "B T L"]  # nats per frame and layer, summed over pixels and channels; 0 for padding
+    prediction: Float[Tensor, "B T D_or_K h w"]  # from frames before t
+    kl: Float[Tensor, "B T L"]  # nats per frame and layer; 0 for padding
 
 
 class SpatialTemporalTransformer(nn.Module):
@@ -133,12 +37,43 @@ class SpatialTemporalTransformer(nn.Module):
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        self.config = config
-        self.embed = nn.Linear(config.latent_channels * config.patch**2, config.width)
-        self.start = nn.Parameter(0.02 * torch.randn(config.width))  # stands where the frame before the first would
-        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.layers))
-        self.norm = RMSNorm(config.width)
-        self.head = nn.Linear(config.width, config.out_channels * config.patch**2)
+        c = self.config = config
+        self.embed = nn.Linear(c.latent_channels * c.patch**2, c.width)
+        self.start = nn.Parameter(0.02 * torch.randn(c.width))  # "before frame 0"
+        self.layers = nn.ModuleList(TransformerLayer(c) for _ in range(c.layers))
+        self.norm = RMSNorm(c.width)
+        self.head = nn.Linear(c.width, c.out_channels * c.patch**2)
+
+    def to_stream(
+        self,
+        latents: Float[Tensor, "B T D h w"],
+        real: Bool[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T hP wP E"]:
+        """Patches of latents, each as one vector of the stream."""
+        latents = latents.detach()  # the tokenizer does not learn from the predictor
+        if real is not None:  # padding reaches neither outputs nor gradients
+            latents = torch.where(real[:, :, None, None, None], latents, 0)
+        P = self.config.patch
+        patches = rearrange(latents, "B T D (h p) (w q) -> B T h w (D p q)", p=P, q=P)
+        return self.embed(patches)
+
+    def from_stream(
+        self, x: Float[Tensor, "B T hP wP E"]
+    ) -> Float[Tensor, "B T D_or_K h w"]:
+        """The head's answer for each patch, put back into its place."""
+        P = self.config.patch
+        patches = self.head(self.norm(x))
+        return rearrange(patches, "B T h w (D p q) -> B T D (h p) (w q)", p=P, q=P)
+
+    def run_layers(self, x, noise, seen, temperature, lengths=None, cache=None):
+        """All layers: prediction (B T D_or_K h w), KL (B T L), and the cache after."""
+        kls, after = [], []
+        for i, layer in enumerate(self.layers):
+            known = None if cache is None else cache[i]
+            x, kl, known = layer(x, noise[:, :, i], seen, temperature, lengths, known)
+            kls.append(kl)
+            after.append(known)
+        return self.from_stream(x), torch.stack(kls, dim=-1), tuple(after)
 
     def forward(
         self,
@@ -148,64 +83,60 @@ class SpatialTemporalTransformer(nn.Module):
         posterior: bool | int | None = None,
         temperature: float = 1.0,
         target: Float[Tensor, "B T D h w"] | None = None,
+        condition: Float[Tensor, "B T E"] | None = None,
     ) -> TransformerOutput:
         """Predict all frames of known clips at once, each from the frames before it.
 
         Args:
-            latents: the tokenizer's latents, of a codeword each.
-            lengths: real frames of each clip, 1 to T, padding at the end; None: all are real.
+            latents: the tokenizer's latents.
+            lengths: real frames of each clip, 1 to T, padding at the end; None: all.
             noise: from `draw_noise`; None draws it from torch's global generator.
-            posterior: for mode "latent": let frame t's own posterior see frame t. None: in training only. False or 0: the
-                prior draws everywhere. A number above: so many first frames see themselves, as in a prompt; after them z
-                is the prior's mean, as in a forecast.
+            posterior: how many first frames z may see, in mode "latent": True all,
+                False or 0 none (the prior draws), a number as many as a prompt has;
+                after them z is the prior's mean. None: True in training only.
             temperature: factor on the standard deviation of what is drawn.
-            target: the true latents, where `latents` was corrupted or is the model's own rollout: what the posterior
-                sees; None: `latents` itself.
+            target: what the posterior sees, where `latents` are not the true ones.
+            condition: added to the stream where frame t is predicted, such as an
+                embedding of the action that leads to it.
 
         Raises:
-            ValueError: latents of another shape than the config says, or a target of another shape than `latents`.
+            ValueError: latents of another shape than the config's, or a target of
+                another shape than `latents`.
         """
-        self._check(latents)
+        self.check_latents(latents)
         if target is not None and target.shape != latents.shape:
-            raise ValueError(f"target must have latents' shape, {tuple(latents.shape)}, got {tuple(target.shape)}")
+            raise ValueError(
+                f"target must have latents' shape, {tuple(latents.shape)}, "
+                f"got {tuple(target.shape)}"
+            )
         B, T = latents.shape[:2]
         real = None if lengths is None else padding_mask(lengths, T)
-        frames = self._embed(latents, real)
-        truth = frames if target is None else self._embed(target, real)
-        x = self._shift(frames)
+        frames = self.to_stream(latents, real)
+        truth = frames if target is None else self.to_stream(target, real)
         noise = self.draw_noise(B, T) if noise is None else noise
         posterior = self.training if posterior is None else posterior
-        seen = truth[:, : T if posterior is True else posterior] if posterior else None
-        prediction, kl, _ = self._run(x, noise, seen, temperature, lengths)
-        return TransformerOutput(prediction, kl if real is None else torch.where(real[..., None], kl, 0))
+        known = T if posterior is True else int(posterior)
+        seen = truth[:, :known] if known else None
+        x = self.shift(frames, condition)
+        prediction, kl, _ = self.run_layers(x, noise, seen, temperature, lengths)
+        if real is not None:
+            kl = torch.where(real[..., None], kl, 0)
+        return TransformerOutput(prediction, kl)
 
-    def _check(self, latents: Tensor) -> None:
+    def shift(self, frames: Float[Tensor, "B T hP wP E"], condition=None) -> Tensor:
+        """Place t holds frame t - 1, place 0 the start token; plus the condition."""
+        start = self.start.to(frames.dtype).expand_as(frames[:, :1])
+        x = torch.cat([start, frames[:, :-1]], dim=1)
+        return x if condition is None else x + condition[:, :, None, None]
+
+    def check_latents(self, latents: Tensor) -> None:
+        """ValueError unless latents are (B T D h w) with the config's (D h w)."""
         expected = (self.config.latent_channels, *self.config.grid)
         if latents.ndim != 5 or tuple(latents.shape[2:]) != expected:
-            raise ValueError(f"latents must have shape (B T D h w), (D h w) = {expected}, got {tuple(latents.shape)}")
-
-    def _shift(self, frames: Float[Tensor, "B T h w E"]) -> Float[Tensor, "B T h w E"]:
-        """Place t holds frame t - 1, and place 0 the start token."""
-        start = self.start.to(frames.dtype).expand_as(frames[:, :1])
-        return torch.cat([start, frames[:, :-1]], dim=1)
-
-    def _run(self, x, noise, seen, temperature, lengths=None, cache=None):
-        """All layers and the head: prediction (B T D_or_K h w), KL (B T L), and what the cache, if any, knows after."""
-        kls, after = [], []
-        for i, layer in enumerate(self.layers):
-            x, kl, known = layer(x, noise[:, :, i], seen, temperature, lengths, None if cache is None else cache[i])
-            kls.append(kl)
-            after.append(known)
-        patches, P = self.head(self.norm(x)), self.config.patch
-        prediction = rearrange(patches, "B T h w (D p q) -> B T D (h p) (w q)", p=P, q=P)
-        return prediction, torch.stack(kls, dim=-1), tuple(after)
-
-    def _embed(self, latents: Float[Tensor, "B T D h w"], real: Bool[Tensor, "B T"] | None = None) -> Tensor:  # (B T h w E)
-        latents = latents.detach()  # the tokenizer does not learn from the predictor
-        if real is not None:  # whatever stands in the padding reaches neither outputs nor gradients
-            latents = torch.where(real[:, :, None, None, None], latents, 0)
-        P = self.config.patch
-        return self.embed(rearrange(latents, "B T D (h p) (w q) -> B T h w (D p q)", p=P, q=P))
+            raise ValueError(
+                f"latents must have shape (B T D h w), (D h w) = {expected}, "
+                f"got {tuple(latents.shape)}"
+            )
 
     def step(
         self,
@@ -214,62 +145,79 @@ class SpatialTemporalTransformer(nn.Module):
         noise: Float[Tensor, "B L hP wP Z"] | None = None,
         target: Float[Tensor, "B D h w"] | None = None,
         temperature: float = 1.0,
+        condition: Float[Tensor, "B E"] | None = None,
     ) -> tuple[Float[Tensor, "B D_or_K h w"], tuple[KeyValueCache, ...]]:
-        """One frame on: the prediction of the next frame, and the cache that now knows `latent`.
+        """One frame on: the prediction of the next frame, and the cache after.
 
         In evaluation mode, and with `noise` passed, a pure function.
 
         Args:
-            latent: the newest frame; None at the very start, where no frame is known.
-            noise, temperature: as in `forward`; noise[:, t] is for the step that predicts frame t.
-            target: for mode "latent", the frame to predict, where it is known, as in a prompt: z is then drawn from the
-                posterior, and tells later frames what really happened.
+            latent: the newest frame; None at the very start.
+            noise, temperature, condition: as in `forward`, of the frame to predict.
+            target: the frame to predict, where it is known, as in a prompt: z is then
+                drawn from the posterior, and tells later frames what happened.
         """
         h, w = self.config.stream_grid
         B = len(cache[0].keys) // (h * w)
-        x = self.start.expand(B, 1, h, w, -1) if latent is None else self._embed(latent[:, None])  # (B 1 h w E)
+        if latent is None:
+            x = self.start.expand(B, 1, h, w, -1)
+        else:
+            x = self.to_stream(latent[:, None])  # (B 1 hP wP E)
+        if condition is not None:
+            x = x + condition[:, None, None, None]
         noise = self.draw_noise(B, 1) if noise is None else noise[:, None]
-        seen = None if target is None else self._embed(target[:, None])
-        prediction, _, cache = self._run(x, noise, seen, temperature, cache=cache)
+        seen = None if target is None else self.to_stream(target[:, None])
+        prediction, _, cache = self.run_layers(x, noise, seen, temperature, cache=cache)
         return prediction[:, 0], cache
 
-    def read(
+    def prefill(
         self,
         latents: Float[Tensor, "B T D h w"],
-        window: int | None = None,
+        slots: int,
         noise: Float[Tensor, "B T L hP wP Z"] | None = None,
         temperature: float = 1.0,
+        condition: Float[Tensor, "B T E"] | None = None,
     ) -> tuple[KeyValueCache, ...]:
-        """A prompt at once: the cache after T calls of `step` with known frames. The next step takes `latents[:, -1]`.
+        """A prompt at once: the cache after T calls of `step` with known frames.
 
-        In mode "latent" each z is drawn from the posterior, as in `step` with a `target`.
+        The cache knows the start token and all frames but the newest, which the next
+        step takes. In mode "latent" each z is drawn from the posterior.
 
         Args:
-            latents: the prompt's frames. The cache knows all but the newest, and the start token before them.
-            window: slots of the cache, at least T; None takes the config's window.
-            noise, temperature: as in `forward`.
+            latents: the prompt's frames.
+            slots: of the cache, at least T.
+            noise, temperature, condition: as in `forward`.
 
         Raises:
-            ValueError: latents of another shape than the config says, or fewer than T slots.
+            ValueError: latents of another shape than the config's, or too few slots.
         """
-        self._check(latents)
+        self.check_latents(latents)
         B, T = latents.shape[:2]
-        frames = self._embed(latents)
+        frames = self.to_stream(latents)
         noise = self.draw_noise(B, T) if noise is None else noise
-        _, _, cache = self._run(self._shift(frames), noise, frames, temperature, cache=self.empty_cache(B, window))
-        return cache
+        cache = self.empty_cache(B, slots)
+        x = self.shift(frames, condition)
+        return self.run_layers(x, noise, frames, temperature, cache=cache)[2]
 
-    def empty_cache(self, batch: int, window: int | None = None) -> tuple[KeyValueCache, ...]:
-        """One cache per layer for `batch` clips and `window` frames; None takes the config's window."""
-        return tuple(layer.temporal.empty_cache(batch, self.config.stream_grid, window) for layer in self.layers)
+    def empty_cache(self, batch: int, slots: int) -> tuple[KeyValueCache, ...]:
+        """One cache per layer, for `batch` clips and `slots` frames."""
+        grid = self.config.stream_grid
+        return tuple(
+            layer.temporal.empty_cache(batch, grid, slots) for layer in self.layers
+        )
 
-    def draw_noise(self, batch: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draws from N(0, 1), (B T L hP wP Z), (hP wP) = (h / P, w / P): by the frame or at once, one generator gives the same."""
-        config, device = self.config, self.start.device
-        channels = {"off": 0, "bottleneck": config.width, "latent": config.noise_channels}[config.gaussian]
-        shape = (batch, config.layers, *config.stream_grid, channels)
+    def draw_noise(
+        self, batch: int, frames: int, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "B T L hP wP Z"]:
+        """Draws from N(0, 1): by the frame or at once, one generator gives the same."""
+        c, device = self.config, self.start.device
+        channels = {"off": 0, "bottleneck": c.width, "latent": c.noise_channels}
+        shape = (batch, c.layers, *c.stream_grid, channels[c.gaussian])
         source = device if generator is None else generator.device
-        draws = [torch.randn(shape, generator=generator, device=source) for _ in range(frames)]
+        draws = [
+            torch.randn(shape, generator=generator, device=source)
+            for _ in range(frames)
+        ]
         return torch.stack(draws, dim=1).to(device)
 
 
@@ -280,43 +228,54 @@ def prediction_error(
 ) -> Float[Tensor, "B T"]:
     """Error of each frame, 0 for padding: what training minimizes, next to the KL.
 
-    Latents against the tokenizer's latents: squared error, summed over the frame. Logits against its codeword indices:
-    cross-entropy in nats, summed. No gradient goes into the target.
+    Latents against latents: squared error, summed over the frame. Logits against
+    codeword indices: cross-entropy in nats, summed. No gradient reaches the target.
     """
+    prediction = prediction.float()
     if target.is_floating_point():
-        error = (prediction.float() - target.detach()).square().sum((2, 3, 4))
+        error = (prediction - target.detach()).square().sum((2, 3, 4))
     else:
-        error = F.cross_entropy(prediction.float().movedim(2, 1), target, reduction="none").sum((2, 3))
-    return error if lengths is None else torch.where(padding_mask(lengths, error.shape[1]), error, 0)
+        logits = prediction.movedim(2, 1)  # (B K T h w)
+        error = F.cross_entropy(logits, target, reduction="none").sum((2, 3))
+    if lengths is None:
+        return error
+    return torch.where(padding_mask(lengths, error.shape[1]), error, 0)
 
 
 def count_parameters(config: TransformerConfig) -> int:
-    """Number of parameters, from the config alone."""
-    E, Z = config.width, config.noise_channels
-    taken, given = (n * config.patch**2 for n in (config.latent_channels, config.out_channels))  # per patch
-    taps, r = config.kernel_size**2, config.mlp_ratio
-    attention = E + (3 * E * E + 3 * E) + 2 * E // config.heads + (E * E + E)  # norm, q k v, their norms, output
-    spatial = attention + sum(config.stream_grid) * E + (9 * E + E if config.conv else 0)
-    feed_forward = E + (r * E * E + r * E) + (r * E * E + E)
-    latent = E + (taps * E * 2 * Z + 2 * Z) + (taps * 2 * E * 2 * Z + 2 * Z) + (Z * E + E)  # norm, prior, posterior, inject
-    gaussian = {"off": 0, "bottleneck": taps * E * 2 * E + 2 * E, "latent": latent}[config.gaussian]
-    layers = config.layers * (spatial + attention + feed_forward + gaussian)
-    return (taken * E + E) + E + layers + E + (E * given + given)  # embed, start, norm, head
+    """Number of parameters, without allocating them."""
+    with torch.device("meta"):
+        net = SpatialTemporalTransformer(config)
+    return sum(p.numel() for p in net.parameters())
 
 
 def count_flops(config: TransformerConfig, frames: int, posterior: bool = False) -> int:
-    """Floating-point operations of `forward` per frame of a clip of `frames` frames; a multiply-add counts as two.
+    """Floating-point operations of `forward` per frame of a clip of `frames` frames.
 
-    Matrix products and convolutions, and attention over all `frames`, as torch's `FlopCounterMode` counts them. A
-    training step takes about three times as many. `posterior`: count the posterior's convolution too.
+    Matrix products, convolutions and attention, as torch's `FlopCounterMode` counts
+    them; a multiply-add is two. A training step takes about three times as many.
+
+    Args:
+        posterior: count the posterior's convolution, too.
     """
-    E, Z = config.width, config.noise_channels
-    taken, given = (n * config.patch**2 for n in (config.latent_channels, config.out_channels))  # per patch
-    taps, r, pixels = config.kernel_size**2, config.mlp_ratio, math.prod(config.stream_grid)
-    spatial = 4 * E * E + 2 * pixels * E + (9 * E if config.conv else 0)  # q k v out; scores, sums; per pixel
-    temporal = 4 * E * E + 2 * frames * E  # the same over T frames
-    feed_forward = 2 * r * E * E
-    latent = taps * E * 2 * Z + Z * E + (taps * 2 * E * 2 * Z if posterior else 0)
-    gaussian = {"off": 0, "bottleneck": taps * E * 2 * E, "latent": latent}[config.gaussian]
-    layer = spatial + temporal + feed_forward + gaussian
-    return 2 * pixels * (taken * E + config.layers * layer + E * given)
+    with torch.device("meta"):
+        net = SpatialTemporalTransformer(config)
+        latents = torch.empty(1, frames, config.latent_channels, *config.grid)
+        with FlopCounterMode(display=False) as counter:
+            net(latents, posterior=posterior)
+    return counter.get_total_flops() // frames
+
+
+def load_transformer(
+    name: str | os.PathLike, device: torch.device | str = "cpu"
+) -> SpatialTemporalTransformer:
+    """Load a bundled transformer by name, or any by its path, in eval mode.
+
+    Raises:
+        ValueError, FileNotFoundError: as `load_weights`.
+    """
+
+    def build(record: dict) -> SpatialTemporalTransformer:
+        return SpatialTemporalTransformer(transformer_config(record))
+
+    return load_weights(name, "transformer", build, device)

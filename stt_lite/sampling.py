@@ -1,0 +1,178 @@
+"""Sampling: one step on, and a rollout, for all who need one. Built in chapter 08."""
+
+import math
+import numbers
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stt_lite.temporal_attention import KeyValueCache, rotary
+from stt_lite.tokenizer import Tokenizer
+from stt_lite.transformer import SpatialTemporalTransformer
+from stt_lite.video import check_whole
+
+__all__ = [
+    "Sampling",
+    "continued",
+    "draw_tokens",
+    "keep_start",
+    "prefill",
+    "rollout",
+    "snap",
+]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How new frames are drawn.
+
+    Args:
+        temperature: factor on the standard deviation of what is drawn; a token head's
+            logits are divided by it. 0 leaves nothing to chance, and shows the mean
+            that a regression head predicts instead of its nearest codewords.
+        top_k: draw among the k likeliest tokens only; for a token head.
+        seed: of at most 64 bits; the same one gives the same futures. None takes
+            torch's global generator.
+        window: slots of the cache, the start token's included; None: as many frames
+            as training saw at once.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    seed: int | None = None
+    window: int | None = None
+
+    def __post_init__(self):
+        t = self.temperature
+        if not isinstance(t, numbers.Real) or not 0 <= t < math.inf:  # NaN fails too
+            raise ValueError(f"temperature must be a number of at least 0, got {t!r}")
+        for name in ("top_k", "window"):
+            if getattr(self, name) is not None:
+                check_whole(getattr(self, name), name)
+        if self.seed is not None:
+            check_whole(self.seed, "seed", -(2**63), 2**64 - 1)
+
+
+def draw_tokens(
+    logits: Float[Tensor, "B K h w"],
+    sampling: Sampling,
+    generators: list[torch.Generator],
+) -> Float[Tensor, "B K h w"]:
+    """Scores whose largest is a draw from softmax(logits / temperature).
+
+    The largest after Gumbel noise is one (Gumbel, 1954); each row's noise comes from
+    its own generator.
+    """
+    if sampling.top_k is not None:
+        k = min(sampling.top_k, logits.shape[1])
+        least = logits.topk(k, dim=1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -math.inf)
+    draws = [
+        torch.empty(logits.shape[1:]).exponential_(generator=g) for g in generators
+    ]
+    return logits / sampling.temperature - torch.stack(draws).log().to(logits)
+
+
+def snap(
+    tokenizer: Tokenizer, prediction: Float[Tensor, "B D_or_K h w"], head: str
+) -> Float[Tensor, "B D h w"]:
+    """The codewords of a prediction: the nearest ones, or a token head's likeliest."""
+    if head == "token":
+        return tokenizer.codes(prediction.argmax(1))
+    return tokenizer.quantize(prediction.float())[0]
+
+
+def keep_start(cache: tuple[KeyValueCache, ...]) -> tuple[KeyValueCache, ...]:
+    """Put the start token over the oldest frame of a full cache, which drops out next.
+
+    Without its start token attention falls apart (Xiao et al., 2024). Its keys turn one
+    frame on, so that it stays as far back as the cache reaches.
+    """
+    after = []
+    for layer in cache:
+        one = torch.ones(1, device=layer.keys.device)
+        start = rotary(layer.keys[:, :, :1], one)
+        keys = torch.cat([layer.keys[:, :, :1], start, layer.keys[:, :, 2:]], dim=2)
+        first, rest = layer.values[:, :, :1], layer.values[:, :, 2:]
+        values = torch.cat([first, first, rest], dim=2)
+        after.append(KeyValueCache(keys, values, layer.frames))
+    return tuple(after)
+
+
+@torch.no_grad()
+def prefill(
+    net: SpatialTemporalTransformer,
+    latents: Float[Tensor, "B T D h w"],
+    slots: int,
+    noise: Iterator[Float[Tensor, "B L hP wP Z"]],
+    temperature: float = 1.0,
+) -> tuple[KeyValueCache, ...]:
+    """Read a prompt: the cache that knows all of its frames but the newest.
+
+    What finds no slot is read frame by frame, while the oldest make way.
+
+    Args:
+        noise: one draw for each frame.
+    """
+    T = min(latents.shape[1], slots)
+    together = torch.stack([next(noise) for _ in range(T)], dim=1)
+    cache = net.prefill(latents[:, :T], slots, together, temperature)
+    for t in range(T, latents.shape[1]):
+        cache = keep_start(cache) if slots > 1 else cache
+        before, now = latents[:, t - 1], latents[:, t]
+        _, cache = net.step(before, cache, next(noise), now, temperature)
+    return cache
+
+
+@torch.no_grad()
+def rollout(
+    net: SpatialTemporalTransformer,
+    tokenizer: Tokenizer,
+    latent: Float[Tensor, "B D h w"],
+    cache: tuple[KeyValueCache, ...],
+    known: int,
+    noise: Iterable[Float[Tensor, "B L hP wP Z"]],
+    sampling: Sampling = Sampling(),
+    generators: list[torch.Generator] | None = None,
+) -> Iterator[tuple[Float[Tensor, "B D h w"], Float[Tensor, "B D_or_K h w"]]]:
+    """Frame after frame: yields codewords and what they were predicted as.
+
+    The codewords are what the next frame is predicted from.
+
+    Args:
+        latent, cache: the newest frame, and what is known before it, from `prefill`.
+        known: frames so far.
+        noise: one draw for each new frame; it ends the rollout.
+        generators: one for each row, to draw a token head's tokens; None takes the
+            likeliest.
+    """
+    head, slots = net.config.head, cache[0].keys.shape[2]
+    for t, draw in enumerate(noise, start=known):
+        if t >= slots > 1:
+            cache = keep_start(cache)
+        prediction, cache = net.step(
+            latent, cache, draw, temperature=sampling.temperature
+        )
+        if head == "token" and generators and sampling.temperature > 0:
+            prediction = draw_tokens(prediction, sampling, generators)
+        latent = snap(tokenizer, prediction, head)
+        yield latent, prediction
+
+
+def continued(
+    net: SpatialTemporalTransformer,
+    tokenizer: Tokenizer,
+    latents: Float[Tensor, "B T D h w"],
+    prompt: int,
+    noise: Float[Tensor, "B T L hP wP Z"],
+    temperature: float = 1.0,
+) -> Float[Tensor, "B T D h w"]:
+    """The first `prompt` frames as they are, all later ones from the model itself."""
+    draws = iter(noise.unbind(1))
+    known, sampling = latents[:, :prompt], Sampling(temperature)
+    cache = prefill(net, known, latents.shape[1], draws, temperature)
+    new = rollout(net, tokenizer, known[:, -1], cache, prompt, draws, sampling)
+    return torch.stack([*known.unbind(1), *(frame for frame, _ in new)], dim=1)
