@@ -246,9 +246,10 @@ def extract_all(root: Path = ROOT) -> dict[Path, str]:
     modules = [source for source in sources if source.is_module]
     numbers = {module.name: module.notebooks[0].number for module in modules}
     exports = {module.name: module.exports() for module in modules}
-    rules.check_exported_once(modules, exports)
     for notebook in notebooks:
         rules.check_imports(notebook, numbers)
+    rules.check_exported_once(modules, exports)
+    for notebook in notebooks:
         rules.check_redefinitions(notebook, numbers, exports)
     rules.check_cycles(modules)
     files = {root / source.file: source.text for source in sources}
