@@ -14,7 +14,8 @@ checkouts = [p for p in folders if (p / "stt_lite" / "__init__.py").is_file()]
 if checkouts:
     sys.path.insert(0, str(checkouts[0]))
 elif getattr(find_spec("stt_lite"), "origin", None) is None:
-    source = os.environ.get("STT_LITE_SOURCE", "git+{url}")
+    repository = "git+{url}"
+    source = os.environ.get("STT_LITE_SOURCE", repository)
     kept = [
         d for d in distributions() if d.name in ("torch", "torchvision", "torchaudio")
     ]

@@ -1,5 +1,6 @@
-"""Shared by all tests: shape annotations are checked, and the scripts in book/ import."""
+"""Shared by all tests: shape annotations are checked; scripts in book/ import."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,10 @@ from jaxtyping import install_import_hook
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = [ROOT, ROOT / "book", ROOT / "book" / "experiments", ROOT / "tests"]
 sys.path[:0] = [str(folder) for folder in FOLDERS]
+# What tests start in processes of their own imports this checkout, too.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(ROOT), os.environ.get("PYTHONPATH", "")]
+)
 
 with install_import_hook("stt_lite", "typechecker.checked"):
     import stt_lite  # noqa: F401
