@@ -221,7 +221,7 @@ def init_text(root: Path, exports: dict[str, list[str]], strict: bool = True) ->
     for module in sorted({owner[name] for name in public}):
         names = [name for name in public if owner[name] == module]
         line = f"from stt_lite.{module} import {', '.join(names)}"
-        if len(line) > rules.COLUMNS:
+        if len(line) > rules.COLUMNS - 4 * (not complete):
             line = "\n    ".join([f"from stt_lite.{module} import (", *names])
             line = line.replace("\n", ",\n").replace("(,", "(") + ",\n)"
         if (

@@ -10,9 +10,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = [ROOT, ROOT / "book", ROOT / "book" / "experiments", ROOT / "tests"]
 sys.path[:0] = [str(folder) for folder in FOLDERS]
 # What tests start in processes of their own imports this checkout, too.
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    [str(ROOT), os.environ.get("PYTHONPATH", "")]
-)
+paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 
 with install_import_hook("stt_lite", "typechecker.checked"):
     import stt_lite  # noqa: F401

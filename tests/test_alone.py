@@ -1,4 +1,4 @@
-"""A notebook alone, as Kaggle and Colab open it: in an empty folder, torch installed."""
+"""A notebook alone, as Kaggle and Colab open it: in an empty folder, with torch."""
 
 import ast
 import json
@@ -70,8 +70,8 @@ def python(tmp_path_factory):
         sysconfig.get_path("platlib"),
         *site.getsitepackages(),
     }
-    # A .pth line adds a folder without reading the .pth files in it, so that the editable
-    # install stays out of sight.
+    # A .pth line adds a folder without reading the .pth files in it, so that the
+    # editable install stays out of sight.
     (own / "parent.pth").write_text("".join(f"{path}\n" for path in sorted(parents)))
     python = folder / "bin" / "python"
     found = "from importlib.util import find_spec as f\n"
@@ -107,7 +107,7 @@ def outputs(source, python, tmp_path_factory):
         for name, value in os.environ.items()
         if name not in ("PYTHONPATH", "STT_PRESET")
     }
-    # pip installs from the copy alone: no index, setuptools from the parent environment.
+    # pip installs from the copy alone: no index, setuptools from outside.
     environment |= {
         "STT_LITE_SOURCE": str(source),
         "PIP_NO_INDEX": "1",

@@ -181,10 +181,10 @@ def test_cells_are_short_and_narrow(notebook):
 
 
 def test_a_folded_cell_is_announced(notebook):
-    """By the prose before it, or by a comment in its first line."""
+    """By the prose before it, or by a comment or docstring in its first line."""
     problems = []
     for number, cell in enumerate(notebook.cells[1:], 2):
-        if "hide-input" not in tags(cell) or cell.source.startswith("#"):
+        if "hide-input" not in tags(cell) or cell.source.startswith(("#", '"""')):
             continue
         if notebook.cells[number - 2].cell_type != "markdown":
             problems.append(f"cell {number}: nothing says what it holds")
