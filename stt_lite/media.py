@@ -1,4 +1,4 @@
-# Extracted from notebooks/01_video.ipynb by "make extract": edit the notebook, not this file.
+# Made from notebooks/01_video.ipynb by "make extract".
 """Frames as bytes, in and out of files, by Pillow and ffmpeg. Built in chapter 01."""
 
 import math

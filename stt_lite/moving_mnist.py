@@ -1,4 +1,4 @@
-# Extracted from notebooks/02_moving_mnist.ipynb by "make extract": edit the notebook, not this file.
+# Made from notebooks/02_moving_mnist.ipynb by "make extract".
 """Moving MNIST: real handwritten digits that bounce in a frame. Built in chapter 02."""
 
 import functools
@@ -45,8 +45,8 @@ MNIST_MD5 = {  # of the authors' train-images-idx3-ubyte and t10k-images-idx3-ub
 def mnist_digits(split: str = "train") -> UInt8[Tensor, "N 28 28"]:
     """MNIST's 60,000 "train" or 10,000 "test" digits (LeCun et al., 1998), in order.
 
-    Shared between calls: do not write into them. ValueError: an unknown split, or a file
-    that is not what the authors published.
+    Shared between calls: do not write into them. ValueError: an unknown split, or a
+    file that is not what the authors published.
     """
     if split not in MNIST_MD5:
         raise ValueError(f'split must be "train" or "test", got {split!r}')
@@ -152,8 +152,8 @@ def moving_mnist(
 ) -> Float[Tensor, "n T 1 size size"]:
     """Clips of digits that move in straight lines and bounce off the frame's borders.
 
-    Moving MNIST after Srivastava et al. (2015), drawn anew on every call. One seed gives
-    the same clips everywhere: random numbers come from the CPU whatever the device.
+    Moving MNIST after Srivastava et al. (2015), drawn anew on every call. One seed
+    gives the same clips everywhere: random numbers come from the CPU on any device.
 
     Args:
         n, frames, digits: numbers of clips B, of frames T, and of digits in a clip.

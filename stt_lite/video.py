@@ -1,4 +1,4 @@
-# Extracted from notebooks/01_video.ipynb by "make extract": edit the notebook, not this file.
+# Made from notebooks/01_video.ipynb by "make extract".
 """Video as tensors: check, load and save clips. Built in chapter 01."""
 
 import contextlib
