@@ -1,4 +1,4 @@
-"""Bundled models: how to load one, and what to try it on. Built in chapter 08."""
+"""Bundled models: how to load one, and clips to try it on."""
 
 import difflib
 import hashlib
@@ -28,12 +28,26 @@ __all__ = [
 
 
 def bundles() -> dict[str, tuple[Path, Path]]:
-    """Tokenizer and transformer of each bundle."""
+    """Tokenizer and transformer of each bundle, by its name."""
     ending, pairs = "-transformer.safetensors", {}
     for path in sorted(weights_folder().glob(f"*{ending}")):
         name = path.name.removesuffix(ending)
         pairs[name] = path.with_name(f"{name}-tokenizer.safetensors"), path
     return pairs
+
+
+def find_model(name: str | Path) -> tuple[Path, Path]:
+    """Tokenizer and transformer of a bundle, or in a folder; else a ValueError."""
+    known, folder = bundles(), Path(name)
+    if str(name) in known:
+        return known[str(name)]
+    if folder.is_dir():
+        return folder / "tokenizer.safetensors", folder / "transformer.safetensors"
+    close = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    raise ValueError(
+        f"no bundled model or folder {str(name)!r}{hint} Bundled: {', '.join(known)}"
+    )
 
 
 def load_pretrained(
@@ -54,40 +68,26 @@ def load_pretrained(
             that do not fit together.
         FileNotFoundError: a folder without the two files.
     """
-    bundled = bundles()
-    if str(name) in bundled:
-        paths = bundled[str(name)]
-    elif Path(name).is_dir():
-        parts = ("tokenizer.safetensors", "transformer.safetensors")
-        paths = tuple(Path(name) / part for part in parts)
-        missing = [path.name for path in paths if not path.is_file()]
-        if missing:
-            what = " and ".join(missing)
-            raise FileNotFoundError(f"{name} must hold {what}, which training writes")
-    else:
-        close = difflib.get_close_matches(str(name), bundled, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
-        known = ", ".join(bundled) or "none"
-        raise ValueError(
-            f"no bundled model or folder {str(name)!r}{hint} Bundled: {known}"
-        )
+    paths = find_model(name)
     tokenizer = load_tokenizer(paths[0], device)
     transformer = load_transformer(paths[1], device)
     record = read_record(paths[1])
     expected = record.get("tokenizer_sha256")
     got = hashlib.sha256(paths[0].read_bytes()).hexdigest()
     if expected not in (None, got):
-        raise ValueError(
-            f"{paths[1].name} was trained with a tokenizer of sha256 {expected}, "
-            f"got {got}"
-        )
+        trained = f"{paths[1].name} was trained with a tokenizer of sha256 {expected}"
+        raise ValueError(f"{trained}, got {got}")
     return VideoModel(tokenizer, transformer, record).eval()
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundled model: edge of a frame in pixels, what its clips show, parameters and
-    megabytes of both parts, errors."""
+    """A bundled model, in a row of a table.
+
+    `size` is a frame's edge in pixels, `content` what its clips show; `parameters` and
+    `megabytes` are of both parts; `metrics` has squared errors, summed over a frame,
+    on held-out clips.
+    """
 
     name: str
     size: int
@@ -97,35 +97,31 @@ class Bundle:
     licence: str
     metrics: dict
 
+    def __str__(self):
+        near, far = (self.metrics.get(k, {}) for k in ("15->5", "10->10"))
+        errors = (near.get("first"), near.get("mean"), far.get("mean"))
+        errors = ("-" if error is None else f"{error:.2f}" for error in errors)
+        numbers = f"{self.parameters:,}", f"{self.megabytes:.1f}"
+        frames = f"{self.size}x{self.size}"
+        return LINE.format(
+            self.name, frames, self.content, *numbers, *errors, self.licence
+        )
+
+
+LINE = "{:18} {:8} {:18} {:>10} {:>5} {:>12} {:>11} {:>12}  {}"
+HEAD = ("name", "frames", "content", "parameters", "MB")
+HEAD += ("15->5 first", "15->5 mean", "10->10 mean", "licence")
+
 
 class Bundles(list):
-    """Bundles that show as a table."""
-
-    HEAD = ("name", "frames", "content", "parameters", "MB", "15->5 first")
-    HEAD += ("15->5 mean", "10->10 mean", "licence")
+    """Bundles that show as a table: errors of the first new frame, and the mean."""
 
     def __repr__(self):
-        rows = [self.HEAD]
-        for b in self:
-            near, far = b.metrics.get("15->5", {}), b.metrics.get("10->10", {})
-            errors = [near.get("first"), near.get("mean"), far.get("mean")]
-            errors = ["-" if error is None else f"{error:.2f}" for error in errors]
-            size = f"{b.size}x{b.size}", b.content, f"{b.parameters:,}"
-            rows.append((b.name, *size, f"{b.megabytes:.1f}", *errors, b.licence))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = (
-            "  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True))
-            for row in rows
-        )
-        return "\n".join(line.rstrip() for line in lines)
+        return "\n".join([LINE.format(*HEAD), *map(str, self)])
 
 
 def pretrained() -> list[Bundle]:
-    """What is bundled, from the records beside the weights; shows as a table.
-
-    Errors are squared, summed over a frame, on held-out clips: those of the first
-    generated frame, and the mean.
-    """
+    """What is bundled, from the records beside the weights; shows as a table."""
     table = Bundles()
     for name, paths in bundles().items():
         first, second = (read_record(path) for path in paths)
@@ -134,20 +130,11 @@ def pretrained() -> list[Bundle]:
         parameters = sum(p.numel() for p in tokenizer.parameters())
         parameters += count_parameters(transformer_config(second["config"]))
         data = second["data"]
-        content = data.get("content")
-        if content is None:
-            content = f"{data['digits']} digit{'s' * (data['digits'] > 1)}"
-        table.append(
-            Bundle(
-                name,
-                data["size"],
-                content,
-                parameters,
-                sum(path.stat().st_size for path in paths) / 1e6,
-                second.get("licence", "-"),
-                second.get("metrics", {}),
-            )
-        )
+        n = data.get("digits", 0)
+        content = data.get("content", f"{n} digit{'s' * (n > 1)}")
+        megabytes = sum(path.stat().st_size for path in paths) / 1e6
+        notes = second.get("licence", "-"), second.get("metrics", {})
+        table.append(Bundle(name, data["size"], content, parameters, megabytes, *notes))
     return table
 
 
@@ -176,7 +163,8 @@ def held_out_clips(
         if key in data:
             device = model.transformer.start.device
             return source(data).held_out(n, frames, seed, device)
+    kinds = ", ".join(HELD_OUT)
     raise ValueError(
-        f"the model's record must tell of its clips under 'data' by one of "
-        f"{', '.join(HELD_OUT)}, got {data}; continue a prompt of your own"
+        f"the model's record must tell of its clips under 'data' by one of {kinds}, "
+        f"got {data}; continue a prompt of your own"
     )

@@ -1,11 +1,11 @@
-"""Generation: a model that continues videos in many ways. Built in chapter 08."""
+"""Generation: a model that continues videos, in many ways, as long as you like."""
 
 import math
 from collections.abc import Iterator
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -20,15 +20,27 @@ __all__ = ["VideoModel"]
 CACHE_BYTES = 2**29  # keys and values that `generate` holds at once
 
 
-def seeded(seeds: Tensor) -> list[torch.Generator]:
-    """A generator for each seed."""
+def seeded(seeds: Int[Tensor, "n"]) -> list[torch.Generator]:
+    """A generator on the CPU for each seed."""
     return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+
+
+def future_seeds(clips: int, samples: int, seed: int | None) -> Int[Tensor, "B 1+S"]:
+    """A seed for reading each clip's prompt, and one for each of its futures.
+
+    `seed` makes one for each clip, which makes the others: none depends on `samples`.
+    """
+    master = None if seed is None else torch.Generator().manual_seed(int(seed))
+    each = seeded(torch.randint(2**62, (clips,), generator=master))
+    return torch.stack(
+        [torch.randint(2**62, (1 + samples,), generator=g) for g in each]
+    )
 
 
 def row_noise(
     net: SpatialTemporalTransformer, generators: list[torch.Generator]
 ) -> Iterator[Float[Tensor, "B L hP wP Z"]]:
-    """Noise without end, each row from its own generator: no row depends on others."""
+    """Noise without end, each row from its own generator."""
     while True:
         yield torch.cat([net.draw_noise(1, 1, g)[:, 0] for g in generators])
 
@@ -37,13 +49,6 @@ def pieces(total: int, size: int) -> Iterator[slice]:
     """0 to `total` in slices of at most `size`."""
     for first in range(0, total, size):
         yield slice(first, min(first + size, total))
-
-
-def copied(layer: KeyValueCache, clips: int, samples: int) -> KeyValueCache:
-    """The cache of `samples` futures of each clip, which all begin alike."""
-    many = "(B p) N W d -> (B S p) N W d"
-    keys, values = (repeat(x, many, B=clips, S=samples) for x in layer[:2])
-    return KeyValueCache(keys, values, layer.frames)
 
 
 class VideoModel(nn.Module):
@@ -66,13 +71,11 @@ class VideoModel(nn.Module):
         super().__init__()
         self.tokenizer, self.transformer = tokenizer, transformer
         self.record = dict(record or {})
-        a, b = tokenizer.config, transformer.config
         for name in ("latent_channels", "codebook_size"):
-            expected, got = getattr(a, name), getattr(b, name)
-            if expected != got:
+            wanted, got = (getattr(p.config, name) for p in (tokenizer, transformer))
+            if wanted != got:
                 raise ValueError(
-                    f"transformer must fit the tokenizer: {name} must be {expected}, "
-                    f"got {got}"
+                    f"transformer must have the tokenizer's {name}, {wanted}, got {got}"
                 )
 
     @property
@@ -97,60 +100,56 @@ class VideoModel(nn.Module):
             raise ValueError(f"prompt must have frames of {H}x{W} pixels, got {h}x{w}")
         check_whole(new_frames, "new_frames")
         check_whole(samples, "samples")
-        if self.training or self.tokenizer.training or self.transformer.training:
+        if self.tokenizer.training or self.transformer.training:
             raise ValueError(
-                "the model must be in eval mode to generate, got training mode: "
-                "call model.eval() first"
+                "model must be in eval mode to generate: call model.eval()"
             )
         return prompt.float()
 
     def tokens(self, clips: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B T D h w"]:
         """The codewords of real frames."""
         frames = clips.flatten(0, 1).to(self.transformer.start)
-        latents = [
-            self.tokenizer.quantize(self.tokenizer.encode(part))[0]
-            for part in frames.split(256)
-        ]
-        return torch.cat(latents).unflatten(0, clips.shape[:2])
+        encoded = [self.tokenizer.encode(part) for part in frames.split(256)]
+        codewords = [self.tokenizer.quantize(latents)[0] for latents in encoded]
+        return torch.cat(codewords).unflatten(0, clips.shape[:2])
 
-    def rollouts(self, prompt, samples: int, slots: int, sampling: Sampling, rows: int):
-        """Groups of at most `rows` futures: slices of clips and samples, and frames.
+    def rollouts(self, prompt, new_frames, samples, sampling, most_bytes):
+        """Groups of futures whose caches hold so many bytes: clips and samples, frames.
 
-        A group's frames are (b·s D h w) without end. A prompt is read once for all of
-        its futures. Each future has a generator of its own.
+        Clips and samples are slices; the frames' latents (b·s D h w) come without end.
+        A prompt is read once for all of its futures.
         """
-        net, master = self.transformer, None
-        if sampling.seed is not None:
-            master = torch.Generator().manual_seed(int(sampling.seed))
-        clips = seeded(torch.randint(2**62, (len(prompt),), generator=master))
-        seeds = [torch.randint(2**62, (1 + samples,), generator=g) for g in clips]
-        seeds = torch.stack(seeds)  # (B 1+S)
-        mean = net.config.head == "regression" and sampling.temperature == 0
-        for b in pieces(len(prompt), max(1, rows // samples)):
+        net, c = self.transformer, self.transformer.config
+        B, T = prompt.shape[:2]
+        slots = min(sampling.window or self.trained_frames, T + new_frames)
+        bytes_each = 4 * 2 * c.layers * math.prod(c.stream_grid) * slots * c.width
+        rows = max(1, int(min(most_bytes / bytes_each, B * samples)))
+        seeds = future_seeds(B, samples, sampling.seed)
+        for b in pieces(B, max(1, rows // samples)):
             latents = self.tokens(prompt[b])
             noise = row_noise(net, seeded(seeds[b, 0]))
             real = min(sampling.temperature, 1.0)  # above, z would misreport the prompt
             cache = prefill(net, latents, slots, noise, real)
-            for s in pieces(samples, max(1, min(samples, rows))):
-                S = s.stop - s.start
-                own = seeded(seeds[b, 1:][:, s].flatten())
-                newest = repeat(latents[:, -1], "B D h w -> (B S) D h w", S=S)
-                copies = tuple(copied(layer, len(latents), S) for layer in cache)
-                frames = rollout(
-                    net,
-                    self.tokenizer,
-                    newest,
-                    copies,
-                    prompt.shape[1],
-                    row_noise(net, own),
-                    sampling,
-                    own,
-                )
-                yield b, s, (frame[int(mean)] for frame in frames)
+            for s in pieces(samples, min(samples, rows)):
+                generators = seeded(seeds[b, 1:][:, s].flatten())
+                yield b, s, self.roll(latents, cache, T, sampling, generators)
 
-    def slots(self, frames: int, sampling: Sampling) -> int:
-        """Slots of the cache for clips of `frames` frames: more would stay empty."""
-        return min(sampling.window or self.trained_frames, frames)
+    def roll(self, latents, cache, known, sampling, generators) -> Iterator[Tensor]:
+        """The latents to show of each clip's next frames, for len(generators) rows."""
+        net, B = self.transformer, len(latents)
+        S = len(generators) // B
+        latent = repeat(latents[:, -1], "B D h w -> (B S) D h w", S=S)
+        many = "(B p) N W d -> (B S p) N W d"
+        cache = tuple(
+            KeyValueCache(*(repeat(x, many, B=B, S=S) for x in layer[:2]), layer.frames)
+            for layer in cache
+        )
+        mean = net.config.head == "regression" and sampling.temperature == 0
+        noise = row_noise(net, generators)
+        for codewords, prediction in rollout(
+            net, self.tokenizer, latent, cache, known, noise, sampling, generators
+        ):
+            yield prediction if mean else codewords
 
     @torch.no_grad()
     def generate(
@@ -188,15 +187,12 @@ class VideoModel(nn.Module):
         """
         sampling = Sampling(temperature, top_k, seed, window)
         prompt = self.check(prompt, new_frames, samples)
-        (B, T), config = prompt.shape[:2], self.transformer.config
-        slots = self.slots(T + new_frames, sampling)
-        pixels = math.prod(config.stream_grid)
-        bytes_per_future = 4 * 2 * config.layers * pixels * slots * config.width
-        rows = CACHE_BYTES // bytes_per_future
+        B, T = prompt.shape[:2]
         video = prompt.new_empty(B, samples, T + new_frames, *self.frame_shape)
         video[:, :, :T] = prompt[:, None]
         bar = tqdm(total=B * samples * new_frames, unit="frame", disable=not progress)
-        for b, s, frames in self.rollouts(prompt, samples, slots, sampling, rows):
+        groups = self.rollouts(prompt, new_frames, samples, sampling, CACHE_BYTES)
+        for b, s, frames in groups:
             latents = []
             for _ in range(new_frames):
                 latents.append(next(frames))  # (b·s D h w)
@@ -226,17 +222,14 @@ class VideoModel(nn.Module):
         """
         sampling = Sampling(temperature, top_k, seed, window)
         prompt = self.check(prompt, new_frames, samples)
-        slots = self.slots(prompt.shape[1] + new_frames, sampling)
-        rows = len(prompt) * samples
+        groups = self.rollouts(prompt, new_frames, samples, sampling, math.inf)
 
         def frames():
             latents = None
             for _ in range(new_frames):
                 with torch.no_grad():  # only while it computes
-                    if latents is None:
-                        groups = self.rollouts(prompt, samples, slots, sampling, rows)
-                        latents = next(groups)[-1]
-                    new = self.tokenizer.decode(next(latents))
-                yield new.unflatten(0, (-1, samples)).to(prompt)
+                    latents = latents or next(groups)[-1]
+                    frame = self.tokenizer.decode(next(latents))
+                yield frame.unflatten(0, (-1, samples)).to(prompt)
 
         return frames()

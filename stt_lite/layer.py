@@ -1,6 +1,6 @@
-"""One layer of the transformer, and the config of all of it. Built in chapter 07."""
+"""One layer of the transformer, and the config of all of it."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -49,18 +49,15 @@ class TransformerConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "grid", tuple(self.grid))  # JSON gives back a list
-        if self.gaussian not in ("latent", "bottleneck", "off"):
-            known = '"latent", "bottleneck" or "off"'
-            raise ValueError(f"gaussian must be {known}, got {self.gaussian!r}")
-        if self.head not in ("regression", "token"):
-            known = '"regression" or "token"'
-            raise ValueError(f"head must be {known}, got {self.head!r}")
+        modes, heads = ("latent", "bottleneck", "off"), ("regression", "token")
+        for name, known in (("gaussian", modes), ("head", heads)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name} must be one of {known}, got {value!r}")
         check_whole(self.patch, "patch")
         if any(n % self.patch for n in self.grid):
-            raise ValueError(
-                f"patch must divide the latent grid (h, w) = {self.grid}, "
-                f"got {self.patch}"
-            )
+            expected = f"divide the latent grid (h, w) = {self.grid}"
+            raise ValueError(f"patch must {expected}, got {self.patch}")
 
     @property
     def stream_grid(self) -> tuple[int, int]:
@@ -71,24 +68,20 @@ class TransformerConfig:
     @property
     def out_channels(self) -> int:
         """Channels of a prediction: D for the regression head, K for the token head."""
-        if self.head == "regression":
-            return self.latent_channels
-        return self.codebook_size
+        token = self.head == "token"
+        return self.codebook_size if token else self.latent_channels
+
+
+GONE = {"mlp_ratio": 4, "conv": True, "window": None, "dropout": 0.0}
 
 
 def transformer_config(record: dict) -> TransformerConfig:
-    """The config that a record or a weights file holds, first edition's included.
+    """The config that a record holds; one of the first edition has four fields more.
 
-    Raises:
-        ValueError: a field that no transformer has any more, with another value than
-            the one that all have now.
+    TypeError: one of these with another value than the one that is left.
     """
-    gone = {"mlp_ratio": 4, "conv": True, "window": None, "dropout": 0.0}
-    known = {field.name for field in fields(TransformerConfig)}
-    for name, value in record.items():
-        if name not in known and (name not in gone or gone[name] != value):
-            raise ValueError(f"no transformer has {name} = {value!r} any more")
-    return TransformerConfig(**{n: v for n, v in record.items() if n in known})
+    fields = {n: value for n, value in record.items() if GONE.get(n, ...) != value}
+    return TransformerConfig(**fields)
 
 
 class FeedForward(nn.Sequential):
@@ -108,29 +101,22 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        c = config
-        self.spatial = SpatialAttention(c.width, c.heads, c.stream_grid)
-        self.temporal = TemporalAttention(c.width, c.heads)
-        self.feed_forward = FeedForward(c.width)
+        E, N, mode = config.width, config.heads, config.gaussian
+        self.spatial = SpatialAttention(E, N, config.stream_grid)
+        self.temporal = TemporalAttention(E, N)
+        self.feed_forward = FeedForward(E)
         self.gaussian = None
-        if c.gaussian != "off":
-            self.gaussian = GaussianLayer(
-                c.width, c.kernel_size, c.gaussian, c.noise_channels
-            )
+        if mode != "off":
+            k, Z = config.kernel_size, config.noise_channels
+            self.gaussian = GaussianLayer(E, k, mode, Z)
 
     def forward(
         self, x, noise, seen=None, temperature=1.0, lengths=None, cache=None
     ) -> tuple[Tensor, Tensor, KeyValueCache | None]:
-        """One layer of the stream x (B T hP wP E).
+        """The stream x (B T hP wP E) one layer on, KL (B T), and the cache after x.
 
-        Args:
-            noise: this layer's draws (B T hP wP Z).
-            seen, temperature: `posterior_input` and factor, as in `GaussianLayer`.
-            lengths: real frames of each clip, as in `TemporalAttention`.
-            cache: what is known of the frames before x; None: x begins the clip.
-
-        Returns:
-            The stream, the KL of each frame (B T), and the cache after x.
+        `noise` (B T hP wP Z), `seen` and `temperature` are as in `GaussianLayer`,
+        `lengths` and `cache` as in `TemporalAttention`; None: x begins a clip.
         """
         x = x + self.spatial(x)
         if cache is None:
@@ -140,6 +126,7 @@ class TransformerLayer(nn.Module):
             x = x + y
         x = x + self.feed_forward(x)
         if self.gaussian is None:
-            return x, x.new_zeros(x.shape[:2], dtype=torch.float32), cache
-        x, kl = self.gaussian(x, noise, seen, temperature)
+            kl = x.new_zeros(x.shape[:2], dtype=torch.float32)
+        else:
+            x, kl = self.gaussian(x, noise, seen, temperature)
         return x, kl, cache

@@ -1,4 +1,4 @@
-"""Sampling: one step on, and a rollout, for all who need one. Built in chapter 08."""
+"""Sampling: how chance comes in, and the one rollout that all others use."""
 
 import math
 import numbers
@@ -56,6 +56,15 @@ class Sampling:
             check_whole(self.seed, "seed", -(2**63), 2**64 - 1)
 
 
+def snap(
+    tokenizer: Tokenizer, prediction: Float[Tensor, "B D_or_K h w"], head: str
+) -> Float[Tensor, "B D h w"]:
+    """The codewords of a prediction: the nearest ones, or a token head's likeliest."""
+    if head == "token":
+        return tokenizer.codes(prediction.argmax(1))
+    return tokenizer.quantize(prediction.float())[0]
+
+
 def draw_tokens(
     logits: Float[Tensor, "B K h w"],
     sampling: Sampling,
@@ -70,19 +79,9 @@ def draw_tokens(
         k = min(sampling.top_k, logits.shape[1])
         least = logits.topk(k, dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -math.inf)
-    draws = [
-        torch.empty(logits.shape[1:]).exponential_(generator=g) for g in generators
-    ]
+    shape = logits.shape[1:]
+    draws = [torch.empty(shape).exponential_(generator=g) for g in generators]
     return logits / sampling.temperature - torch.stack(draws).log().to(logits)
-
-
-def snap(
-    tokenizer: Tokenizer, prediction: Float[Tensor, "B D_or_K h w"], head: str
-) -> Float[Tensor, "B D h w"]:
-    """The codewords of a prediction: the nearest ones, or a token head's likeliest."""
-    if head == "token":
-        return tokenizer.codes(prediction.argmax(1))
-    return tokenizer.quantize(prediction.float())[0]
 
 
 def keep_start(cache: tuple[KeyValueCache, ...]) -> tuple[KeyValueCache, ...]:
@@ -92,13 +91,13 @@ def keep_start(cache: tuple[KeyValueCache, ...]) -> tuple[KeyValueCache, ...]:
     frame on, so that it stays as far back as the cache reaches.
     """
     after = []
-    for layer in cache:
-        one = torch.ones(1, device=layer.keys.device)
-        start = rotary(layer.keys[:, :, :1], one)
-        keys = torch.cat([layer.keys[:, :, :1], start, layer.keys[:, :, 2:]], dim=2)
-        first, rest = layer.values[:, :, :1], layer.values[:, :, 2:]
-        values = torch.cat([first, first, rest], dim=2)
-        after.append(KeyValueCache(keys, values, layer.frames))
+    for keys, values, frames in cache:
+        one = torch.ones(1, device=keys.device)
+        start = rotary(keys[:, :, :1], one)
+        keys = torch.cat([keys[:, :, :1], start, keys[:, :, 2:]], dim=2)
+        start = values[:, :, :1]
+        values = torch.cat([start, start, values[:, :, 2:]], dim=2)
+        after.append(KeyValueCache(keys, values, frames))
     return tuple(after)
 
 
@@ -112,10 +111,8 @@ def prefill(
 ) -> tuple[KeyValueCache, ...]:
     """Read a prompt: the cache that knows all of its frames but the newest.
 
-    What finds no slot is read frame by frame, while the oldest make way.
-
-    Args:
-        noise: one draw for each frame.
+    What finds no slot is read frame by frame, while the oldest make way. `noise` gives
+    one draw for each frame.
     """
     T = min(latents.shape[1], slots)
     together = torch.stack([next(noise) for _ in range(T)], dim=1)
@@ -138,7 +135,7 @@ def rollout(
     sampling: Sampling = Sampling(),
     generators: list[torch.Generator] | None = None,
 ) -> Iterator[tuple[Float[Tensor, "B D h w"], Float[Tensor, "B D_or_K h w"]]]:
-    """Frame after frame: yields codewords and what they were predicted as.
+    """Frame after frame: yields codewords, and the prediction that they come from.
 
     The codewords are what the next frame is predicted from.
 
@@ -150,13 +147,12 @@ def rollout(
             likeliest.
     """
     head, slots = net.config.head, cache[0].keys.shape[2]
+    temperature = sampling.temperature
     for t, draw in enumerate(noise, start=known):
-        if t >= slots > 1:
+        if t >= slots > 1:  # the cache is full
             cache = keep_start(cache)
-        prediction, cache = net.step(
-            latent, cache, draw, temperature=sampling.temperature
-        )
-        if head == "token" and generators and sampling.temperature > 0:
+        prediction, cache = net.step(latent, cache, draw, temperature=temperature)
+        if head == "token" and generators and temperature > 0:
             prediction = draw_tokens(prediction, sampling, generators)
         latent = snap(tokenizer, prediction, head)
         yield latent, prediction

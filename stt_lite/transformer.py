@@ -1,4 +1,4 @@
-"""The whole model: each frame's latents from all frames before. Built in chapter 07."""
+"""The whole model: each frame's latents from those of all frames before it."""
 
 import os
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from stt_lite.files import load_weights
+from stt_lite.files import load_weights, save_weights
 from stt_lite.layer import TransformerConfig, TransformerLayer, transformer_config
 from stt_lite.spatial_attention import RMSNorm
 from stt_lite.temporal_attention import KeyValueCache, padding_mask
@@ -22,6 +22,7 @@ __all__ = [
     "count_parameters",
     "load_transformer",
     "prediction_error",
+    "save_transformer",
 ]
 
 
@@ -49,9 +50,9 @@ class SpatialTemporalTransformer(nn.Module):
         latents: Float[Tensor, "B T D h w"],
         real: Bool[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T hP wP E"]:
-        """Patches of latents, each as one vector of the stream."""
+        """Each patch of latents as one vector of the stream; padding as zeros."""
         latents = latents.detach()  # the tokenizer does not learn from the predictor
-        if real is not None:  # padding reaches neither outputs nor gradients
+        if real is not None:  # where, not times: what is padding may be NaN
             latents = torch.where(real[:, :, None, None, None], latents, 0)
         P = self.config.patch
         patches = rearrange(latents, "B T D (h p) (w q) -> B T h w (D p q)", p=P, q=P)
@@ -60,10 +61,20 @@ class SpatialTemporalTransformer(nn.Module):
     def from_stream(
         self, x: Float[Tensor, "B T hP wP E"]
     ) -> Float[Tensor, "B T D_or_K h w"]:
-        """The head's answer for each patch, put back into its place."""
+        """What the head makes of each vector, put back into its patch."""
         P = self.config.patch
         patches = self.head(self.norm(x))
         return rearrange(patches, "B T h w (D p q) -> B T D (h p) (w q)", p=P, q=P)
+
+    def shift(
+        self,
+        frames: Float[Tensor, "B T hP wP E"],
+        condition: Float[Tensor, "B T E"] | None,
+    ) -> Float[Tensor, "B T hP wP E"]:
+        """Place t holds frame t - 1, place 0 the start token; plus the condition."""
+        start = self.start.to(frames.dtype).expand_as(frames[:, :1])
+        x = torch.cat([start, frames[:, :-1]], dim=1)
+        return x if condition is None else x + condition[:, :, None, None]
 
     def run_layers(self, x, noise, seen, temperature, lengths=None, cache=None):
         """All layers: prediction (B T D_or_K h w), KL (B T L), and the cache after."""
@@ -100,43 +111,36 @@ class SpatialTemporalTransformer(nn.Module):
                 embedding of the action that leads to it.
 
         Raises:
-            ValueError: latents of another shape than the config's, or a target of
-                another shape than `latents`.
+            ValueError: latents or target of another shape than the config's.
         """
         self.check_latents(latents)
         if target is not None and target.shape != latents.shape:
+            shape = tuple(latents.shape)
             raise ValueError(
-                f"target must have latents' shape, {tuple(latents.shape)}, "
-                f"got {tuple(target.shape)}"
+                f"target must have latents' shape, {shape}, got {tuple(target.shape)}"
             )
         B, T = latents.shape[:2]
         real = None if lengths is None else padding_mask(lengths, T)
-        frames = self.to_stream(latents, real)
-        truth = frames if target is None else self.to_stream(target, real)
-        noise = self.draw_noise(B, T) if noise is None else noise
+        frames = truth = self.to_stream(latents, real)  # (B T hP wP E)
+        if target is not None:
+            truth = self.to_stream(target, real)
         posterior = self.training if posterior is None else posterior
         known = T if posterior is True else int(posterior)
         seen = truth[:, :known] if known else None
+        noise = self.draw_noise(B, T) if noise is None else noise
         x = self.shift(frames, condition)
         prediction, kl, _ = self.run_layers(x, noise, seen, temperature, lengths)
         if real is not None:
             kl = torch.where(real[..., None], kl, 0)
         return TransformerOutput(prediction, kl)
 
-    def shift(self, frames: Float[Tensor, "B T hP wP E"], condition=None) -> Tensor:
-        """Place t holds frame t - 1, place 0 the start token; plus the condition."""
-        start = self.start.to(frames.dtype).expand_as(frames[:, :1])
-        x = torch.cat([start, frames[:, :-1]], dim=1)
-        return x if condition is None else x + condition[:, :, None, None]
-
     def check_latents(self, latents: Tensor) -> None:
         """ValueError unless latents are (B T D h w) with the config's (D h w)."""
         expected = (self.config.latent_channels, *self.config.grid)
-        if latents.ndim != 5 or tuple(latents.shape[2:]) != expected:
-            raise ValueError(
-                f"latents must have shape (B T D h w), (D h w) = {expected}, "
-                f"got {tuple(latents.shape)}"
-            )
+        got = tuple(latents.shape)
+        if len(got) != 5 or got[2:] != expected:
+            shape = f"(B T D h w), (D h w) = {expected}"
+            raise ValueError(f"latents must have shape {shape}, got {got}")
 
     def step(
         self,
@@ -180,16 +184,9 @@ class SpatialTemporalTransformer(nn.Module):
     ) -> tuple[KeyValueCache, ...]:
         """A prompt at once: the cache after T calls of `step` with known frames.
 
-        The cache knows the start token and all frames but the newest, which the next
-        step takes. In mode "latent" each z is drawn from the posterior.
-
-        Args:
-            latents: the prompt's frames.
-            slots: of the cache, at least T.
-            noise, temperature, condition: as in `forward`.
-
-        Raises:
-            ValueError: latents of another shape than the config's, or too few slots.
+        It has `slots` >= T, and knows the start token and all frames but the newest,
+        which the next step takes. In mode "latent" each z is drawn from the posterior.
+        ValueError: latents of another shape than the config's, or too few slots.
         """
         self.check_latents(latents)
         B, T = latents.shape[:2]
@@ -250,13 +247,10 @@ def count_parameters(config: TransformerConfig) -> int:
 
 
 def count_flops(config: TransformerConfig, frames: int, posterior: bool = False) -> int:
-    """Floating-point operations of `forward` per frame of a clip of `frames` frames.
+    """Operations of `forward` per frame of a clip of so many; a multiply-add is two.
 
     Matrix products, convolutions and attention, as torch's `FlopCounterMode` counts
-    them; a multiply-add is two. A training step takes about three times as many.
-
-    Args:
-        posterior: count the posterior's convolution, too.
+    them, on tensors without content. With `posterior`, its convolution, too.
     """
     with torch.device("meta"):
         net = SpatialTemporalTransformer(config)
@@ -266,16 +260,18 @@ def count_flops(config: TransformerConfig, frames: int, posterior: bool = False)
     return counter.get_total_flops() // frames
 
 
+save_transformer = save_weights  # (net, path, record)
+
+
 def load_transformer(
     name: str | os.PathLike, device: torch.device | str = "cpu"
 ) -> SpatialTemporalTransformer:
-    """Load a bundled transformer by name, or any by its path, in eval mode.
+    """A bundled transformer by name, or any by its path, to evaluate.
 
-    Raises:
-        ValueError, FileNotFoundError: as `load_weights`.
+    Raises ValueError and FileNotFoundError as `load_weights` does.
     """
 
-    def build(record: dict) -> SpatialTemporalTransformer:
-        return SpatialTemporalTransformer(transformer_config(record))
+    def build(fields):
+        return SpatialTemporalTransformer(transformer_config(fields))
 
     return load_weights(name, "transformer", build, device)
