@@ -22,31 +22,11 @@ from pathlib import Path
 import nbformat
 
 import rules
+from derived import MAIN, api_index, api_page, init_text
 from rules import ExtractionError
-
-try:
-    import tomllib
-except ImportError:  # Python 3.10
-    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = '# Made from notebooks/{name} by "make extract".'
-INIT_HEADER = """\
-# Made by "make extract" from the public names that pyproject.toml lists.
-\"\"\"stt_lite: generate video with a small spatial-temporal transformer.
-
-Each module is built in a notebook of the book; these are the names it uses most.
-\"\"\"
-
-"""
-MAIN = '''\
-# Made by "make extract".
-"""`python -m stt_lite`: the same commands as `stt-lite`."""
-
-from stt_lite.cli import main
-
-main()
-'''
 
 
 class Notebook:
@@ -100,6 +80,11 @@ class Notebook:
                 found.setdefault(file, []).append((index, cell.source))
         return found
 
+    def in_order(self) -> list[str]:
+        """The modules, in the order in which their first cells stand."""
+        files = [Path(file) for file in self.files()]
+        return [file.stem for file in files if file.parent.name == "stt_lite"]
+
     def parse(self, index: int, source: str) -> ast.Module:
         try:
             return ast.parse(source)
@@ -127,7 +112,7 @@ class Source:
         self.last = None  # syntax tree of the cell before
 
     def add(self, notebook: Notebook, cells: list[tuple[int, str]]) -> None:
-        self.notebooks.append(notebook)
+        self.notebooks += [notebook] if cells else []
         for index, source in cells:
             rules.check_cell(notebook, index, source)
             tree = notebook.parse(index, source)
@@ -200,40 +185,14 @@ def read_sources(notebooks: list[Notebook]) -> list[Source]:
     return list(sources.values())
 
 
-def settings(root: Path) -> dict:
-    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+def built_by(notebooks: list[Notebook]) -> dict[str, str]:
+    """Module -> the name of its notebook."""
+    return {name: book.path.stem for book in notebooks for name in book.in_order()}
 
 
-def init_text(root: Path, exports: dict[str, list[str]], strict: bool = True) -> str:
-    """`stt_lite/__init__.py`; if strict, refuses a public name without a module."""
-    project = settings(root)
-    public = project.get("tool", {}).get("stt_lite", {}).get("public", [])
-    owner = {name: module for module, names in exports.items() for name in names}
-    unknown = ", ".join(name for name in public if name not in owner)
-    complete = not unknown
-    if strict and unknown:
-        raise ExtractionError(f"pyproject.toml: no module exports {unknown}.")
-    public = sorted(
-        (name for name in public if name in owner),
-        key=lambda name: (not name.isupper(), not name[0].isupper(), name),
-    )
-    lines = []
-    for module in sorted({owner[name] for name in public}):
-        names = [name for name in public if owner[name] == module]
-        line = f"from stt_lite.{module} import {', '.join(names)}"
-        if len(line) > rules.COLUMNS - 4 * (not complete):
-            line = "\n    ".join([f"from stt_lite.{module} import (", *names])
-            line = line.replace("\n", ",\n").replace("(,", "(") + ",\n)"
-        if (
-            not complete
-        ):  # the move is under way: a broken module must not stop the others
-            line = "with suppress(Exception):\n    " + line.replace("\n", "\n    ")
-        lines.append(line)
-    if not complete:
-        lines.insert(0, "from contextlib import suppress\n")
-    lines += ["", f'__version__ = "{project["project"]["version"]}"', ""]
-    lines += ["__all__ = [", *(f'    "{name}",' for name in public), "]"]
-    return INIT_HEADER + "\n".join(lines) + "\n"
+def api_pages(root: Path, notebooks: list[Notebook]) -> dict[Path, str]:
+    built = built_by(notebooks).items()
+    return {root / "book" / "api" / f"{m}.md": api_page(m, book) for m, book in built}
 
 
 def extract_all(root: Path = ROOT) -> dict[Path, str]:
@@ -253,6 +212,8 @@ def extract_all(root: Path = ROOT) -> dict[Path, str]:
         rules.check_redefinitions(notebook, numbers, exports)
     rules.check_cycles(modules)
     files = {root / source.file: source.text for source in sources}
+    files |= api_pages(root, notebooks)
+    files[root / "book" / "api" / "index.md"] = api_index(built_by(notebooks))
     importable = {name: names for name, names in exports.items() if name != rules.CLI}
     files[root / "stt_lite" / "__init__.py"] = init_text(root, importable)
     if rules.CLI in exports:
@@ -280,12 +241,12 @@ def extract_only(numbers: list[int], root: Path = ROOT) -> dict[Path, str]:
         rules.check_imports(notebook, numbers_of)
     files = {root / source.file: source.text for source in sources}
     for source in sources:
-        others = [book for book in notebooks if source.file in book.files()]
-        if not source.is_module and others != source.notebooks:
+        if not source.is_module:
             whole = Source(source.file)
-            for book in others:
-                whole.add(book, book.files()[source.file])
+            for book in notebooks:
+                whole.add(book, book.files().get(source.file, []))
             files[root / source.file] = whole.text
+    files |= api_pages(root, chosen)
     texts = {name: path.read_text(encoding="utf-8") for name, path in on_disk.items()}
     texts |= {source.name: source.text for source in sources if source.is_module}
     exports = rules.importable(texts)
@@ -301,7 +262,7 @@ def extract_only(numbers: list[int], root: Path = ROOT) -> dict[Path, str]:
 def check(root: Path = ROOT) -> str:
     """A unified diff from what lies on disk to what the notebooks say; "" if equal."""
     files = extract_all(root)
-    stale = set((root / "stt_lite").glob("*.py"))
+    stale = {*(root / "stt_lite").glob("*.py"), *(root / "book" / "api").glob("*.md")}
     for path in (root / "book" / "experiments").glob("*.py"):
         if path.read_text(encoding="utf-8").startswith(HEADER.split("{")[0]):
             stale.add(path)
@@ -316,9 +277,7 @@ def check(root: Path = ROOT) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Write stt_lite/ and book/experiments/ from the notebooks' cells."
-    )
+    parser = argparse.ArgumentParser(description="Write files from notebooks' cells.")
     parser.add_argument(
         "--check",
         action="store_true",
@@ -342,7 +301,7 @@ def main() -> None:
     except ExtractionError as error:
         sys.exit(str(error))
     for path, text in files.items():
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text.encode("utf-8"))
 
 

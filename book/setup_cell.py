@@ -16,9 +16,8 @@ if checkouts:
 elif getattr(find_spec("stt_lite"), "origin", None) is None:
     repository = "git+{url}"
     source = os.environ.get("STT_LITE_SOURCE", repository)
-    kept = [
-        d for d in distributions() if d.name in ("torch", "torchvision", "torchaudio")
-    ]
+    names = ("torch", "torchvision", "torchaudio")
+    kept = [d for d in distributions() if d.name in names]
     pins = Path(tempfile.mkdtemp()) / "keep.txt"
     pins.write_text("".join(f"{d.name}=={d.version}\n" for d in kept))
     pip = [sys.executable, "-m", "pip", "install", "-q", source, "-c", str(pins)]

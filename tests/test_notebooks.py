@@ -134,20 +134,10 @@ def test_table_of_contents_lists_every_chapter_in_order(root):
     assert NOTEBOOKS
 
 
-def test_every_module_has_its_api_page(root):
-    notebooks = [Notebook(path) for path in NOTEBOOKS]
-    builder = {name: book.path.stem for book in notebooks for name in book.modules}
-    pages = {path.stem for path in (root / "book" / "api").glob("*.md")} - {"index"}
-    assert pages == set(builder)
+def test_table_of_contents_lists_every_module(root):
+    modules = [name for path in NOTEBOOKS for name in Notebook(path).modules]
     toc = re.findall(r"file: book/api/(\w+)", (root / "_toc.yml").read_text())
-    assert sorted(toc) == sorted({*builder, "index"})
-    index = (root / "book" / "api" / "index.md").read_text()
-    for module, notebook in builder.items():
-        page = (root / "book" / "api" / f"{module}.md").read_text()
-        assert f"automodule:: stt_lite.{module}\n" in page
-        assert f"{{doc}}`../../notebooks/{notebook}`" in page
-        row = f"<{module}>` | {{doc}}`../../notebooks/{notebook}` |"
-        assert row in index
+    assert sorted(toc) == sorted([*modules, "index"])
 
 
 def test_readme_commands_are_make_targets(root):
