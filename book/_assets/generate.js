@@ -1,4 +1,4 @@
-// Chapter 09's generator: the bundled tiny model, run by ONNX Runtime in the reader's browser (book/browser.py exports it).
+// Chapter 08's generator: the bundled tiny model, run by ONNX Runtime in the reader's browser (book/browser.py exports it).
 // Nothing is loaded before the reader presses the button.
 (() => {
   const base = new URL("generate/", document.currentScript.src);
@@ -22,8 +22,8 @@
     });
     ort.env.wasm.wasmPaths = base.href;
     ort.env.wasm.numThreads = 1; // more would need headers that static hosts don't send
-    const [read, step, clips] = await Promise.all(["read.onnx", "step.onnx", "clips.bin"].map(async (n) => (await get(n)).arrayBuffer()));
-    const [reader, stepper] = [await ort.InferenceSession.create(read), await ort.InferenceSession.create(step)];
+    const [prefill, step, clips] = await Promise.all(["prefill.onnx", "step.onnx", "clips.bin"].map(async (n) => (await get(n)).arrayBuffer()));
+    const [reader, stepper] = [await ort.InferenceSession.create(prefill), await ort.InferenceSession.create(step)];
     return { shape, reader, stepper, clips: new Uint8Array(clips) };
   }
 
