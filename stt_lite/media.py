@@ -42,6 +42,14 @@ def numbered_images(folder: Path) -> list[Path]:
     return sorted((p for p in images if p.is_file() and p.name[0] != "."), key=order)
 
 
+def _open(path: Path) -> Image.Image:
+    """An image, undecoded as yet; ValueError: a GIF without the byte that ends it."""
+    file = Image.open(path, formats=FORMATS)
+    if file.format == "GIF" and not path.read_bytes().rstrip(b"\0").endswith(b";"):
+        raise ValueError("a GIF that was cut off")
+    return file
+
+
 def _upright(file: Image.Image) -> Image.Image:
     """An open image as it is meant to be seen, RGBA; odd ones are refused undecoded."""
     if file.width * file.height > MOST_PIXELS or file.mode[0] in "IF":
@@ -68,7 +76,7 @@ def _read_stills(paths: list[Path], size, channels: int) -> Iterator:
     for i, path in enumerate(paths):
         if image_frames(path) > 1:
             raise ValueError(f"{path.name} moves: it is a video by itself")
-        with Image.open(path, formats=FORMATS) as file:
+        with _open(path) as file:
             image = _upright(file)
         if image.size != (first := first or image.size):
             sizes = (
@@ -80,7 +88,7 @@ def _read_stills(paths: list[Path], size, channels: int) -> Iterator:
 
 def _read_moving(path: Path, size, channels: int, fps: float | None) -> Iterator:
     """A GIF, WebP or PNG that moves: each frame once, or for as long as it lasts."""
-    with Image.open(path, formats=FORMATS) as file:
+    with _open(path) as file:
         clock, shown = 0.0, 0  # milliseconds, and frames given so far
         for t in range(bool(file.info.get("default_image")), file.n_frames):
             file.seek(t)
@@ -120,7 +128,7 @@ def _read_video(path: Path, size, channels: int, fps: float | None) -> Iterator:
     """Any other file: ffmpeg turns, keeps to the clock, crops and shrinks frames."""
     source = ["-protocol_whitelist", "file", "-i", f"file:{path}"]
     seconds, rate, decoder = _ask(source)
-    shape = f"{size}:{size}" if size else "iw*sar:ih"  # pixels need not be square
+    shape = f"{size}:{size}" if size else "'iw*max(1,sar)':'ih/min(1,sar)'"
     steps = [
         *([f"fps={fps}:round=up"] if fps else []),  # at each moment the latest frame
         *(["crop='min(iw,ih/sar)':'min(iw*sar,ih)'"] if size else []),
