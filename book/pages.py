@@ -1,6 +1,7 @@
 """Sphinx extension of the book: what its pages load, link to, and redirect to."""
 
 import ast
+import posixpath
 import re
 import sys
 from pathlib import Path
@@ -173,9 +174,9 @@ def keep_used_icons(app, exception):
 
 def redirect_page(old: str, new: str) -> str:
     """A page at the address `old` that leads to `new`, keeping the anchor."""
-    up = "../" * old.count("/")
-    modules = [f"stt_lite.{Path(page).name}" for page in (old, new)]
-    return REDIRECT.format(target=f"{up}{new}.html", old=modules[0], new=modules[1])
+    target = posixpath.relpath(f"{new}.html", posixpath.dirname(old))
+    modules = [f"stt_lite.{posixpath.basename(page)}" for page in (old, new)]
+    return REDIRECT.format(target=target, old=modules[0], new=modules[1])
 
 
 def lead_to_new_pages(app, exception):
