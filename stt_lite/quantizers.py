@@ -1,3 +1,4 @@
+# Made from notebooks/03_vq_autoencoder.ipynb by "make extract".
 """Quantizers: latents to the nearest of a few codewords. Built in chapter 03."""
 
 import math
@@ -20,26 +21,6 @@ __all__ = [
     "perplexity",
     "straight_through",
 ]
-
-
-@runtime_checkable
-class Quantizer(Protocol):
-    """What a tokenizer asks of a quantizer, a module with K codewords of D channels.
-
-    `bound` takes an encoder's output into the codewords' space. There, `nearest` gives
-    the index of the nearest codeword, in [0, K), `codes` the codewords of indices, and
-    `forward` codewords with the gradient of `z`, indices (B h w) and a commitment loss.
-    """
-
-    codebook_size: int
-
-    def bound(self, z: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]: ...
-
-    def nearest(self, z: Float[Tensor, "n D"]) -> Int[Tensor, "n"]: ...
-
-    def codes(self, indices: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]: ...
-
-    def forward(self, z: Float[Tensor, "B D h w"]) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
 def straight_through(z: Tensor, codewords: Tensor) -> Tensor:
@@ -133,6 +114,10 @@ class VectorQuantizer(nn.Module):
             torch.distributed.all_reduce(total)
         return count, total
 
+    @staticmethod
+    def _shared() -> bool:
+        return torch.distributed.is_available() and torch.distributed.is_initialized()
+
     @torch.no_grad()
     def _revive(self, flat: Float[Tensor, "n D"]) -> None:
         """Latents of the batch take the place of dead codewords."""
@@ -163,10 +148,6 @@ class VectorQuantizer(nn.Module):
         if self._shared():
             torch.distributed.broadcast(chosen, src=0)
         return chosen
-
-    @staticmethod
-    def _shared() -> bool:
-        return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 class FiniteScalarQuantizer(nn.Module):
@@ -209,6 +190,26 @@ class FiniteScalarQuantizer(nn.Module):
             indices = self.nearest(z.detach().flatten(0, 2)).view(z.shape[:-1])
             quantized = straight_through(z, self.codes(indices))
         return quantized.movedim(-1, 1), indices, z.new_zeros(())
+
+
+@runtime_checkable
+class Quantizer(Protocol):
+    """What a tokenizer asks of a quantizer, a module with K codewords of D channels.
+
+    `bound` takes an encoder's output into the codewords' space. There, `nearest` gives
+    the index of the nearest codeword, in [0, K), `codes` the codewords of indices, and
+    `forward` codewords with the gradient of `z`, indices (B h w) and a commitment loss.
+    """
+
+    codebook_size: int
+
+    def bound(self, z: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]: ...
+
+    def nearest(self, z: Float[Tensor, "n D"]) -> Int[Tensor, "n"]: ...
+
+    def codes(self, indices: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]: ...
+
+    def forward(self, z: Float[Tensor, "B D h w"]) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
 # How a tokenizer's config names and builds its quantizer: add your own

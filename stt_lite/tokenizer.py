@@ -1,3 +1,4 @@
+# Made from notebooks/03_vq_autoencoder.ipynb by "make extract".
 """Tokenizer: frames to a small grid of codewords, and back. Built in chapter 03."""
 
 import os
@@ -80,12 +81,6 @@ class TokenizerConfig:
         """Channels of each stage, finest first: halves of `width`, at least 16."""
         stages = self.downsample.bit_length() - 1
         return [max(16, self.width >> i) for i in reversed(range(stages))]
-
-
-def tokenizer_config(fields: dict) -> TokenizerConfig:
-    """The config of a record's fields; an old one without `group_norm` had it."""
-    levels = tuple(fields["levels"])  # JSON has no tuples
-    return TokenizerConfig(**{"group_norm": True} | fields | {"levels": levels})
 
 
 def normalization(config: TokenizerConfig) -> nn.Module:
@@ -176,17 +171,17 @@ class Tokenizer(nn.Module):
         quantized, indices, _ = self.quantizer(latents)
         return quantized, indices
 
+    def decode(self, latents: Float[Tensor, "B D h w"]) -> Float[Tensor, "B C H W"]:
+        """Latents to frames, clamped to [0, 1]; ValueError at another rank or D."""
+        self.check_latents(latents)
+        return self.decoder(latents).clamp(0, 1)
+
     def codes(self, indices: Int[Tensor, "B h w"]) -> Float[Tensor, "B D h w"]:
         """The codewords that indices name; ValueError for an index outside [0, K)."""
         low, high, K = indices.min(), indices.max(), self.quantizer.codebook_size
         if low < 0 or high >= K:
             raise ValueError(f"indices must lie in [0, {K}), got {low} to {high}")
         return self.quantizer.codes(indices).movedim(-1, 1)
-
-    def decode(self, latents: Float[Tensor, "B D h w"]) -> Float[Tensor, "B C H W"]:
-        """Latents to frames, clamped to [0, 1]; ValueError at another rank or D."""
-        self.check_latents(latents)
-        return self.decoder(latents).clamp(0, 1)
 
     @torch.no_grad()
     def reconstruct(
@@ -232,6 +227,12 @@ def token_colours(
 
 
 save_tokenizer = save_weights  # (tokenizer, path, record)
+
+
+def tokenizer_config(fields: dict) -> TokenizerConfig:
+    """The config of a record's fields; an old one without `group_norm` had it."""
+    levels = tuple(fields["levels"])  # JSON has no tuples
+    return TokenizerConfig(**{"group_norm": True} | fields | {"levels": levels})
 
 
 def load_tokenizer(
