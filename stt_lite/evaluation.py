@@ -1,3 +1,4 @@
+# Made from notebooks/11_evaluation.ipynb by "make extract".
 """Metrics, the protocol, baselines, and what many futures are worth. Chapter 11."""
 
 import math
@@ -9,7 +10,8 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stt_lite.generation import VideoModel, held_out_clips
+from stt_lite.bundles import held_out_clips
+from stt_lite.generation import VideoModel
 from stt_lite.moving_mnist import canonical_test_set
 
 __all__ = [
@@ -121,11 +123,6 @@ def empty_frame(prompt: Clips, new_frames: int) -> NewFrames:
     return torch.zeros_like(copy_last_frame(prompt, new_frames))
 
 
-def without_chance(model: VideoModel) -> Forecast:
-    """A model's forecast at temperature 0."""
-    return lambda prompt, new: model.generate(prompt, new, 1, 0.0, seed=0)[:, 0, -new:]
-
-
 PROTOCOLS = {"15->5": (15, 5), "10->10": (10, 10), "15->30": (15, 30)}
 
 
@@ -148,6 +145,11 @@ def evaluate(
                 sums[metric] = sums[metric] + of(video, truth).double().sum(0)
         results[name] = {m: (total / len(clips)).tolist() for m, total in sums.items()}
     return results
+
+
+def without_chance(model: VideoModel) -> Forecast:
+    """A model's forecast at temperature 0."""
+    return lambda prompt, new: model.generate(prompt, new, 1, 0.0, seed=0)[:, 0, -new:]
 
 
 def mean_of(results: list[dict]) -> tuple[dict, dict]:
