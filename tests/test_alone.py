@@ -77,7 +77,11 @@ def python(tmp_path_factory):
     found = "from importlib.util import find_spec as f\n"
     found += "print(f('stt_lite'), f('torch') is not None)"
     done = subprocess.run(
-        [python, "-c", found], cwd=folder, capture_output=True, text=True, check=True
+        [python, "-I", "-c", found],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.split() == ["None", "True"]
     return python
