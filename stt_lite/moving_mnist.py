@@ -121,15 +121,13 @@ def render(
     return video
 
 
-@functools.lru_cache
-def _scaled_digits(split: str, side: int) -> UInt8[Tensor, "N d d"]:
-    """The digits of a split, resized to `side` pixels."""
-    digits = mnist_digits(split)
+def _resized(pictures: UInt8[Tensor, "n digits 28 28"], side: int) -> Tensor:
+    """Digits of `side` pixels, bytes."""
     if side == 28:
-        return digits
+        return pictures
     mode = "area" if side < 28 else "bicubic"
-    resized = F.interpolate(digits[:, None].float(), size=(side, side), mode=mode)
-    return resized[:, 0].round().clamp(0, 255).to(torch.uint8)
+    resized = F.interpolate(pictures.float(), size=(side, side), mode=mode)
+    return resized.round().clamp(0, 255).to(torch.uint8)
 
 
 def _check_numbers(frames: int, size: int, digits: int) -> None:
@@ -177,11 +175,11 @@ def moving_mnist(
             raise ValueError("give either seed or generator, not both")
         generator = torch.Generator().manual_seed(seed)
     side = round(size * 28 / 64)
-    bank = _scaled_digits(split, side)
+    bank = mnist_digits(split)
     which = torch.randint(len(bank), (n, digits), generator=generator)
     path = bounce(n, frames, digits, stochastic=stochastic, generator=generator)
     corners = (path * (size - side)).long()  # rounded down, as in the canonical set
-    return render(bank[which].to(device), corners, size)
+    return render(_resized(bank[which], side).to(device), corners, size)
 
 
 class Batch(NamedTuple):

@@ -200,8 +200,9 @@ def explore(model, clips: Float[Tensor, "B T C H W"], prompt_frames: int = 15):
                 live.value = STYLE + _moment([("truth", now[None]), *row], 0, 0, 128)
             made = torch.cat(video, dim=1)[None, None]  # (1 1 S T C H W)
             view.children = [futures(made, truth[None], prompt_frames, [temperature])]
-        finally:
-            button.disabled = False
+        except Exception as error:  # nobody else would show it
+            view.children = [widgets.HTML(html.escape(f"{error}"))]
+        button.disabled = False
 
     button.on_click(press)
     strip = film_strip(clips[:3], every=2, width=800)

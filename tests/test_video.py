@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+import os
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -384,7 +386,8 @@ REFUSED = {
     "text": (lambda at: text(at / "a.mp4"), "moov atom|Invalid data"),
     "text as an image": (lambda at: text(at / "a.png"), "PNG signature|Invalid data"),
     "a cut video": (lambda at: cut(steps(at / "a.mp4"), 0.5), "moov atom not found"),
-    "a cut gif": (lambda at: cut(save_noise(at / "a.gif"), 0.6), "truncated|unknown"),
+    "a damaged video": (lambda at: damaged(at / "a.mp4"), "Invalid|error|corrupt"),
+    "a cut gif": (lambda at: cut(save_noise(at / "a.gif"), 0.6), "cut off"),
     "a gif cut between frames": (lambda at: cut_between(at / "a.gif"), "cut off"),
     "a cut image": (lambda at: cut_image(at / "a"), "truncated|unrecognized"),
     "sound": (lambda at: sound(at / "a.mp4"), "matches no streams"),
@@ -407,6 +410,15 @@ def text(path: Path) -> Path:
 def cut(path: Path, share: float) -> Path:
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
+    return path
+
+
+def damaged(path: Path) -> Path:
+    """A video with zeros in the middle of its frames; all else is whole."""
+    content = bytearray(save_video(path, torch.rand(20, 1, 64, 64)).read_bytes())
+    middle = content.index(b"mdat") + 4000
+    content[middle : middle + 3000] = bytes(3000)
+    path.write_bytes(content)
     return path
 
 
@@ -456,6 +468,49 @@ def test_what_moves_is_no_frame_of_a_folder(tmp_path):
     assert image_frames(steps(tmp_path / "video.mp4")) == 0
 
 
+def numbers(path: Path, frames: int, rate: float) -> Path:
+    """A video whose frame i shows the number i in stripes, one for each bit."""
+    bits = (torch.arange(frames)[:, None] >> torch.arange(8)) & 1  # (T 8)
+    stripes = bits.float().repeat_interleave(8, 1)[:, None, None]
+    return save_video(path, stripes.expand(-1, 3, 64, -1), fps=rate)
+
+
+@pytest.mark.parametrize("rate", [8, 12, 25, 30, 60])
+@pytest.mark.parametrize("fps", [None, 10.0])
+def test_which_frames_are_taken(tmp_path, rate, fps):
+    """Each frame once; or at each moment k / fps the latest one by then."""
+    path = numbers(tmp_path / "n.mp4", 3 * rate, rate)
+    read = load_video(path, size=64, gray=True, fps=fps)
+    found = (read[:, 0, 32, 4::8] > 0.5).long() @ (1 << torch.arange(8))
+    expected = torch.arange(30) * rate // 10 if fps else torch.arange(3 * rate)
+    assert found.tolist() == expected.tolist()
+
+
+def test_variable_frame_rate_keeps_to_the_clock(tmp_path):
+    bright = "color=black:s=64x64:d=4:r=20,format=gray,geq=lum='T*60'"
+    keep = "select='lt(t,2)+not(mod(n,5))'"  # 20 frames per second at first, then 4
+    options = ["-fps_mode", "vfr", "-pix_fmt", "yuv420p", "-crf", 1]
+    ffmpeg("-f", "lavfi", "-i", bright, "-vf", keep, *options, tmp_path / "a.mp4")
+    clock = load_video(tmp_path / "a.mp4", gray=True, fps=10).mean((1, 2, 3)) * 255
+    assert len(clock) == 40
+    late = 6 * torch.arange(40) - clock  # how old, in levels, the frame shown is
+    assert late[:20].abs().max() < 3
+    assert late[20:].min() > -3 and late[20:].max() < 60 / 4 + 3  # up to a gap
+    assert len(load_video(tmp_path / "a.mp4")) == 40 + 40 // 5
+
+
+@pytest.mark.parametrize("name", ["stripes.mkv", "stripes"])
+def test_fine_stripes_do_not_flicker(tmp_path, name):
+    x = (torch.arange(96) - 0.2 * torch.arange(10)[:, None]) * 2 * math.pi / 3.3
+    stripes = (0.5 + 0.47 * x.sin())[:, None, None].expand(-1, 1, 96, -1)
+    path = save_video(tmp_path / "stripes", stripes)
+    if name.endswith("mkv"):
+        source = ["-framerate", 10, "-i", path / "frame_%05d.png"]
+        ffmpeg(*source, "-c:v", "ffv1", tmp_path / name)
+    small = load_video(tmp_path / name, size=32, gray=True)
+    assert small.diff(dim=0).abs().mean() < 0.02  # every third pixel: 0.16
+
+
 def test_camera_on_its_side_is_turned_upright(tmp_path):
     clip = load_video(turned(tmp_path / "a"), size=8)
     assert clip[:, :, :3].min() > 0.7 and clip[:, :, 5:].max() < 0.1
@@ -496,8 +551,6 @@ def test_a_clip_that_fills_the_memory_is_refused(tmp_path, clip, monkeypatch):
 
 
 def test_nothing_hangs_on_a_pipe(tmp_path):
-    import os
-
     os.mkfifo(tmp_path / "pipe.gif")
     start = time.monotonic()
     with pytest.raises(FileNotFoundError, match="no video file or folder of images at"):
@@ -505,12 +558,16 @@ def test_nothing_hangs_on_a_pipe(tmp_path):
     assert time.monotonic() - start < 5
 
 
-def test_playlists_reach_nothing_else(tmp_path):
-    (tmp_path / "list.mp4").write_text(
-        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n"
-    )
-    with pytest.raises(ValueError, match="not a readable video"):
-        load_video(tmp_path / "list.mp4")
+def test_a_playlist_reaches_nothing_else(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        head = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:1\n#EXTINF:1.0,\n"
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/a.ts"
+        (tmp_path / "list.m3u8").write_text(f"{head}{address}\n#EXT-X-ENDLIST\n")
+        with pytest.raises(ValueError, match="not a readable video|no frames"):
+            load_video(tmp_path / "list.m3u8")
+        with pytest.raises(TimeoutError):
+            server.accept()
 
 
 def test_no_file_and_no_frames(tmp_path):
