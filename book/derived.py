@@ -1,8 +1,9 @@
-"""What follows from the modules: `__init__.py`, `__main__.py` and the API's pages.
+"""What follows from the modules: `__init__.py`, `__main__.py`, the API's pages.
 
 Used by extract.py.
 """
 
+import re
 from pathlib import Path
 
 from rules import COLUMNS, ExtractionError
@@ -46,6 +47,7 @@ lists one module; each entry links to the section of the chapter that builds it.
 |---|---|
 """
 API_ROW = "| {{doc}}`stt_lite.{0} <{0}>` | {{doc}}`../../notebooks/{1}` |\n"
+API_CONTENTS = re.compile(r"((?: *- file: book/api/(?!index)\w+\n)+)")
 MAIN = '''\
 # Made by "make extract".
 """`python -m stt_lite`: the same commands as `stt-lite`."""
@@ -63,6 +65,17 @@ def api_page(module: str, notebook: str) -> str:
 def api_index(built: dict[str, str]) -> str:
     """The table of all modules; `built`: module -> the name of its notebook."""
     return API_INDEX + "".join(API_ROW.format(*pair) for pair in built.items())
+
+
+def contents(root: Path, built: dict[str, str]) -> dict[Path, str]:
+    """`_toc.yml` with the API's pages in order, where there is one."""
+    path = root / "_toc.yml"
+    if not path.is_file():
+        return {}
+    head, pages, rest = API_CONTENTS.split(path.read_text(encoding="utf-8"), maxsplit=1)
+    indent = re.match(" *", pages)[0]
+    lines = [f"{indent}- file: book/api/{module}\n" for module in built]
+    return {path: head + "".join(lines) + rest}
 
 
 def init_text(root: Path, exports: dict[str, list[str]], strict: bool = True) -> str:
@@ -86,9 +99,7 @@ def init_text(root: Path, exports: dict[str, list[str]], strict: bool = True) ->
         if len(line) > COLUMNS - 4 * (not complete):
             line = "\n    ".join([f"from stt_lite.{module} import (", *names])
             line = line.replace("\n", ",\n").replace("(,", "(") + ",\n)"
-        if (
-            not complete
-        ):  # the move is under way: a broken module must not stop the others
+        if not complete:  # a module that is broken must not stop the others
             line = "with suppress(Exception):\n    " + line.replace("\n", "\n    ")
         lines.append(line)
     if not complete:

@@ -22,7 +22,7 @@ from pathlib import Path
 import nbformat
 
 import rules
-from derived import MAIN, api_index, api_page, init_text
+from derived import MAIN, api_index, api_page, contents, init_text
 from rules import ExtractionError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -214,6 +214,7 @@ def extract_all(root: Path = ROOT) -> dict[Path, str]:
     files = {root / source.file: source.text for source in sources}
     files |= api_pages(root, notebooks)
     files[root / "book" / "api" / "index.md"] = api_index(built_by(notebooks))
+    files |= contents(root, built_by(notebooks))
     importable = {name: names for name, names in exports.items() if name != rules.CLI}
     files[root / "stt_lite" / "__init__.py"] = init_text(root, importable)
     if rules.CLI in exports:

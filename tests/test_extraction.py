@@ -184,7 +184,11 @@ def test_a_class_in_pieces_stands_in_one(tmp_path):
 def test_every_module_gets_its_api_page(tmp_path):
     cells = [(["export:cube"], SQUARE.replace("square", "cube")), (EXPORT, SQUARE)]
     write(tmp_path, "01_square.ipynb", cells, "square", ["cube"])
+    toc = "a:\n  - file: book/api/index\n    sections:\n      - file: book/api/{}\nb:\n"
+    (tmp_path / "_toc.yml").write_text(toc.format("gone"))
     files = extract_all(tmp_path)
+    modules = "cube\n      - file: book/api/square"
+    assert files[tmp_path / "_toc.yml"] == toc.format(modules)
     api = tmp_path / "book" / "api"
     assert "automodule:: stt_lite.cube\n" in files[api / "cube.md"]
     assert "{doc}`../../notebooks/01_square`" in files[api / "square.md"]

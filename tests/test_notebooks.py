@@ -134,12 +134,6 @@ def test_table_of_contents_lists_every_chapter_in_order(root):
     assert NOTEBOOKS
 
 
-def test_table_of_contents_lists_every_module(root):
-    modules = [name for path in NOTEBOOKS for name in Notebook(path).modules]
-    toc = re.findall(r"file: book/api/(\w+)", (root / "_toc.yml").read_text())
-    assert sorted(toc) == sorted([*modules, "index"])
-
-
 def test_readme_commands_are_make_targets(root):
     readme, makefile = (root / "README.md").read_text(), (root / "Makefile").read_text()
     named = set(re.findall(r"\bmake ([a-z]+)", readme))
