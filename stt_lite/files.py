@@ -1,3 +1,4 @@
+# Made from notebooks/91_files.ipynb by "make extract".
 """Files: weights and records are written whole or not at all. Built in appendix 91."""
 
 import contextlib
@@ -28,58 +29,6 @@ __all__ = [
 ]
 
 
-def weights_folder() -> Path:
-    """Where the package keeps its bundled weights."""
-    return Path(str(importlib.resources.files("stt_lite"))) / "weights"
-
-
-def results_folder() -> Path:
-    """Where the records of the runs lie: a checkout's book/results, or their copy."""
-    package = weights_folder().parent
-    checkout = package.parent / "book" / "results"
-    return checkout if checkout.is_dir() else package / "results"
-
-
-def read_record(path: str | os.PathLike) -> dict:
-    """The record at `path`, or beside the weights there; empty where there is none.
-
-    Raises ValueError where the file holds no JSON object.
-    """
-    path = Path(path).with_suffix(".json")
-    if not path.exists():
-        return {}
-    try:
-        record = json.loads(path.read_bytes())
-        if not isinstance(record, dict):
-            raise ValueError(f"expected an object, got {type(record).__name__}")
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} is not a record: {error}") from error
-    return record
-
-
-def records(pattern: str) -> list[dict]:
-    """The records whose file names match, for example "compare-*-seed*".
-
-    FileNotFoundError where there is none: no figure without a record.
-    """
-    paths = sorted(results_folder().glob(f"{pattern}.json"))
-    if not paths:
-        raise FileNotFoundError(f"no record {pattern!r} in {results_folder()}")
-    return [read_record(path) for path in paths]
-
-
-def check_writable(path: Path) -> None:
-    """Make the folder of `path`; OSError where no file can be written into it."""
-    if path.is_dir():
-        raise OSError(f"out must name a file, {path} is a folder")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        reason = f"{error.strerror}: {path.parent}"
-        raise OSError(f"out can't be written: {reason}") from error
-
-
 def write_file(path: str | os.PathLike, content: bytes) -> None:
     """Write a file in one step: a reader finds the old file or the new, never a half.
 
@@ -99,6 +48,18 @@ def write_file(path: str | os.PathLike, content: bytes) -> None:
         with contextlib.suppress(OSError):
             part.unlink()
         raise
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of `path`; OSError where no file can be written into it."""
+    if path.is_dir():
+        raise OSError(f"out must name a file, {path} is a folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        reason = f"{error.strerror}: {path.parent}"
+        raise OSError(f"out can't be written: {reason}") from error
 
 
 def save_weights(
@@ -130,6 +91,11 @@ def save_weights(
     return path
 
 
+def weights_folder() -> Path:
+    """Where the package keeps its bundled weights."""
+    return Path(str(importlib.resources.files("stt_lite"))) / "weights"
+
+
 def find_weights(name: str | os.PathLike, kind: str) -> Path:
     """Where the weights of that name lie: `name` is a path, or names a bundle."""
     path, ending = Path(name), f"-{kind}.safetensors"
@@ -145,6 +111,23 @@ def find_weights(name: str | os.PathLike, kind: str) -> Path:
     if path.suffix != ".safetensors":  # a pickle could run any code
         raise ValueError(f"weights load from .safetensors only, got {path.name!r}")
     return path
+
+
+def read_record(path: str | os.PathLike) -> dict:
+    """The record at `path`, or beside the weights there; empty where there is none.
+
+    Raises ValueError where the file holds no JSON object.
+    """
+    path = Path(path).with_suffix(".json")
+    if not path.exists():
+        return {}
+    try:
+        record = json.loads(path.read_bytes())
+        if not isinstance(record, dict):
+            raise ValueError(f"expected an object, got {type(record).__name__}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is not a record: {error}") from error
+    return record
 
 
 def load_weights(
@@ -169,8 +152,9 @@ def load_weights(
     content = path.read_bytes()
     got = hashlib.sha256(content).hexdigest()
     if (record := read_record(path)) and record.get("sha256") != got:
-        expected = f"expected sha256 {record.get('sha256')}, got {got}"
-        raise ValueError(f"{path.name} is damaged: {expected} ({len(content)} bytes)")
+        kept = str(record.get("sha256"))
+        reason = f"expected sha256 {kept[:16]}..., got {got[:16]}..."
+        raise ValueError(f"{path.name} is damaged: {reason} in {len(content)} bytes")
     try:
         state = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -181,6 +165,24 @@ def load_weights(
             module = build(config)
         module.load_state_dict(state)
     except Exception as error:  # whatever it is, the file is to blame
-        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
         raise ValueError(f"{path.name} is not a whole {kind} file: {reason}") from error
     return module.to(device).eval()
+
+
+def results_folder() -> Path:
+    """Where the records of the runs lie: a checkout's book/results, or their copy."""
+    package = weights_folder().parent
+    checkout = package.parent / "book" / "results"
+    return checkout if checkout.is_dir() else package / "results"
+
+
+def records(pattern: str) -> list[dict]:
+    """The records whose file names match, for example "compare-*-seed*".
+
+    FileNotFoundError where there is none: no figure without a record.
+    """
+    paths = sorted(results_folder().glob(f"{pattern}.json"))
+    if not paths:
+        raise FileNotFoundError(f"no record {pattern!r} in {results_folder()}")
+    return [read_record(path) for path in paths]
