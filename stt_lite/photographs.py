@@ -1,3 +1,4 @@
+# Made from notebooks/13_vqgan.ipynb by "make extract".
 """Photographs as a source, and how much detail they hold. Built in chapter 13."""
 
 import importlib.resources

@@ -1,3 +1,4 @@
+# Made from notebooks/13_vqgan.ipynb by "make extract".
 """VQGAN: a second network keeps fine detail in the tokenizer. Built in chapter 13."""
 
 import math
@@ -158,19 +159,6 @@ class VQGANConfig:
         return VQGANObjective(players, config, source, self)
 
 
-@torch.no_grad()
-def smooth_start(decoder: nn.Sequential) -> None:
-    """Give all pixels of a pixel shuffle equal weights: no checkerboard to unlearn.
-
-    Aitken et al. (2017).
-    """
-    for convolution, after in pairwise(decoder):
-        if isinstance(after, nn.PixelShuffle):
-            n = after.upscale_factor**2  # channels that become the pixels of one
-            for p in (convolution.weight, convolution.bias):
-                p.copy_(p[::n].repeat_interleave(n, dim=0))
-
-
 class VQGAN(nn.Module):
     """Both players, so that a checkpoint holds both."""
 
@@ -194,28 +182,21 @@ class VQGANObjective(TokenizerObjective):
         self.model, self.settings = model, settings
         self.lpips = perceptual_network() if settings.perceptual else None
 
-    def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW for both; the discriminator's averages are short: its task changes."""
-        parameters, rate = self.tokenizer.parameters(), self.settings.rate
-        both = MuonAdamW([], parameters, adamw_rate=self.config.adamw_rate)
-        judge = {"params": list(self.model.discriminator.parameters()), "muon": False}
-        both.add_param_group(judge | {"lr": rate, "peak": rate, "betas": (0.5, 0.9)})
-        return both
-
-    def sample(self, step: Step, device: torch.device) -> Batch:
-        """Single frames, or pairs where moving pixels weigh more."""
-        n, frames = 4 * self.config.batch, 2 if self.settings.moving else 1
-        return self.source.draw(n, frames, step.on_cpu, device)
-
-    def prepare(self, batch: Batch, step: Step) -> dict:
-        """This process's frames, what moved in them, and how far the play has come."""
-        s, clips = self.settings, step.share(batch.clips)
-        frames = clips[:, -1].contiguous(memory_format=torch.channels_last)
-        moved = (frames - clips[:, 0]).abs().amax(1, keepdim=True) > 1 / 64
-        judged = s.adversarial > 0 and step.done >= s.start
-        pull = min(1.0, (step.done - s.start) / s.warmup) if s.warmup else 1.0
-        pull = torch.tensor(pull if judged else 0.0, device=clips.device)
-        return {"frames": frames, "moved": moved, "judged": judged, "pull": pull}
+    def play(
+        self, reconstruction: Tensor, frames: Tensor, error: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What fools the discriminator, that loss's weight, and the discriminator's."""
+        s, judge = self.settings, self.model.discriminator
+        with torch.autocast(frames.device.type, enabled=False):
+            scores, features = judge(torch.cat([frames, reconstruction.detach()]))
+            real, fake = scores.chunk(2)
+            frozen = {name: p.detach() for name, p in judge.named_parameters()}
+            fooled, seen = functional_call(judge, frozen, reconstruction)
+            wanted = [feature.chunk(2)[0] for feature in features]
+            fooling = -fooled.mean() + s.matching * feature_matching(wanted, seen)
+            weight = s.adversarial * adaptive_weight(error, fooling, reconstruction)
+            # Adam does not see the tenth; the clipping of all gradients together does.
+            return fooling, weight, hinge(real, fake) / 10
 
     def forward(
         self,
@@ -246,18 +227,38 @@ class VQGANObjective(TokenizerObjective):
         logs |= {"weight": weight, "judge": judge}
         return loss, {name: value.detach() for name, value in logs.items()}
 
-    def play(
-        self, reconstruction: Tensor, frames: Tensor, error: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What fools the discriminator, that loss's weight, and the discriminator's."""
-        s, judge = self.settings, self.model.discriminator
-        with torch.autocast(frames.device.type, enabled=False):
-            scores, features = judge(torch.cat([frames, reconstruction.detach()]))
-            real, fake = scores.chunk(2)
-            frozen = {name: p.detach() for name, p in judge.named_parameters()}
-            fooled, seen = functional_call(judge, frozen, reconstruction)
-            wanted = [feature.chunk(2)[0] for feature in features]
-            fooling = -fooled.mean() + s.matching * feature_matching(wanted, seen)
-            weight = s.adversarial * adaptive_weight(error, fooling, reconstruction)
-            # Adam does not see the tenth; the clipping of all gradients together does.
-            return fooling, weight, hinge(real, fake) / 10
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW for both; the discriminator's averages are short: its task changes."""
+        parameters, rate = self.tokenizer.parameters(), self.settings.rate
+        both = MuonAdamW([], parameters, adamw_rate=self.config.adamw_rate)
+        judge = {"params": list(self.model.discriminator.parameters()), "muon": False}
+        both.add_param_group(judge | {"lr": rate, "peak": rate, "betas": (0.5, 0.9)})
+        return both
+
+    def sample(self, step: Step, device: torch.device) -> Batch:
+        """Single frames, or pairs where moving pixels weigh more."""
+        n, frames = 4 * self.config.batch, 2 if self.settings.moving else 1
+        return self.source.draw(n, frames, step.on_cpu, device)
+
+    def prepare(self, batch: Batch, step: Step) -> dict:
+        """This process's frames, what moved in them, and how far the play has come."""
+        s, clips = self.settings, step.share(batch.clips)
+        frames = clips[:, -1].contiguous(memory_format=torch.channels_last)
+        moved = (frames - clips[:, 0]).abs().amax(1, keepdim=True) > 1 / 64
+        judged = s.adversarial > 0 and step.done >= s.start
+        pull = min(1.0, (step.done - s.start) / s.warmup) if s.warmup else 1.0
+        pull = torch.tensor(pull if judged else 0.0, device=clips.device)
+        return {"frames": frames, "moved": moved, "judged": judged, "pull": pull}
+
+
+@torch.no_grad()
+def smooth_start(decoder: nn.Sequential) -> None:
+    """Give all pixels of a pixel shuffle equal weights: no checkerboard to unlearn.
+
+    Aitken et al. (2017).
+    """
+    for convolution, after in pairwise(decoder):
+        if isinstance(after, nn.PixelShuffle):
+            n = after.upscale_factor**2  # channels that become the pixels of one
+            for p in (convolution.weight, convolution.bias):
+                p.copy_(p[::n].repeat_interleave(n, dim=0))
