@@ -25,16 +25,17 @@ def seeded(seeds: Int[Tensor, "n"]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
 
 
-def future_seeds(clips: int, samples: int, seed: int | None) -> Int[Tensor, "B 1+S"]:
-    """A seed for reading each clip's prompt, and one for each of its futures.
+def future_seeds(
+    clips: int, samples: int, seed: int | None
+) -> Int[Tensor, "B {1+samples}"]:
+    """A seed for reading each clip's prompt, and one for each of its S futures.
 
-    `seed` makes one for each clip, which makes the others: none depends on `samples`.
+    `seed` makes one for each clip, which makes the others: none depends on S.
     """
     master = None if seed is None else torch.Generator().manual_seed(int(seed))
     each = seeded(torch.randint(2**62, (clips,), generator=master))
-    return torch.stack(
-        [torch.randint(2**62, (1 + samples,), generator=g) for g in each]
-    )
+    rows = [torch.randint(2**62, (1 + samples,), generator=g) for g in each]
+    return torch.stack(rows)
 
 
 def row_noise(

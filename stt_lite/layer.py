@@ -48,7 +48,6 @@ class TransformerConfig:
     noise_channels: int = 4
 
     def __post_init__(self):
-        object.__setattr__(self, "grid", tuple(self.grid))  # JSON gives back a list
         modes, heads = ("latent", "bottleneck", "off"), ("regression", "token")
         for name, known in (("gaussian", modes), ("head", heads)):
             value = getattr(self, name)
@@ -81,7 +80,7 @@ def transformer_config(record: dict) -> TransformerConfig:
     TypeError: one of these with another value than the one that is left.
     """
     fields = {n: value for n, value in record.items() if GONE.get(n, ...) != value}
-    return TransformerConfig(**fields)
+    return TransformerConfig(**fields | {"grid": tuple(fields["grid"])})
 
 
 class FeedForward(nn.Sequential):
