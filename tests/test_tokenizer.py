@@ -129,6 +129,19 @@ def test_training_reduces_the_error(tokenizer):
     assert train(tokenizer, optimizer, 60) < 0.7 * first
 
 
+@pytest.mark.parametrize("quantizer", ["vq", "fsq"])
+def test_training_sees_what_encode_and_quantize_give(quantizer):
+    options = {"codebook_size": 16, "latent_channels": 2, "levels": (4, 4)}
+    net = Tokenizer(TokenizerConfig(width=16, quantizer=quantizer, **options)).eval()
+    net.encoder[-1].weight.data *= 20  # latents that a bound moves
+    latents = net.encode(frames())
+    assert (latents.abs().max() <= 1) == (quantizer == "fsq")
+    words, indices = net.quantize(latents)
+    reconstruction, tokens, _ = net(frames())
+    assert torch.equal(tokens, indices) and indices.unique().numel() > 3
+    torch.testing.assert_close(net.decode(words), reconstruction.clamp(0, 1))
+
+
 def test_every_parameter_gets_a_gradient(tokenizer):
     reconstruction, _, commitment = tokenizer(frames())
     (reconstruction.square().mean() + commitment).backward()
