@@ -9,13 +9,7 @@ import torch
 
 from stt_lite.files import weights_folder
 
-__all__ = [
-    "commit",
-    "hardware",
-    "is_main_process",
-    "new_accelerator",
-    "seed_everything",
-]
+__all__ = ["commit", "hardware", "new_accelerator", "seed_everything"]
 
 
 def seed_everything(
@@ -40,6 +34,9 @@ def new_accelerator(precision: str = "auto", compiled: bool | None = None):
         precision: "no" (float32), "bf16" or "fp16"; "auto" takes bf16, or fp16 on a
             GPU without it, or "no" on a CPU.
         compiled: use torch.compile; None: on a GPU only.
+
+    Raises:
+        ValueError: fp16 on a CPU.
     """
     from accelerate import Accelerator, PartialState  # takes seconds to import
     from accelerate.state import AcceleratorState
@@ -52,6 +49,8 @@ def new_accelerator(precision: str = "auto", compiled: bool | None = None):
     if precision == "auto":
         half = cuda and torch.cuda.get_device_capability(device) >= (8, 0)
         precision = "bf16" if half else "fp16" if cuda else "no"
+    if precision == "fp16" and device.type == "cpu":
+        raise ValueError('precision "fp16" needs a GPU: take "bf16" or "no" on a CPU')
     AcceleratorState._reset_state()  # an earlier run's precision and compiler
     return Accelerator(
         cpu=cpu,
@@ -60,14 +59,6 @@ def new_accelerator(precision: str = "auto", compiled: bool | None = None):
             "inductor" if compiled else "no", use_regional_compilation=compiled
         ),
     )
-
-
-def is_main_process() -> bool:
-    """Whether this process writes files: the only one, or the first of several."""
-    from accelerate import PartialState
-
-    cpu = not torch.cuda.is_available()
-    return PartialState(cpu=cpu).is_main_process
 
 
 def hardware(device: torch.device) -> str:

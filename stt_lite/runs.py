@@ -1,23 +1,90 @@
-"""Runs: budget, clock, seeds, checkpoints, processes. Built in appendix 92."""
+"""Runs: a config that is checked, budget, clock, log. Built in appendix 92."""
 
 import contextlib
-import io
+import json
 import math
-import pickle
+import numbers
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from stt_lite.files import write_file
+from stt_lite.checkpoints import Progress, load_checkpoint, save_checkpoint
 from stt_lite.machines import new_accelerator, seed_everything
 
-__all__ = ["Progress", "Run", "RunConfig", "Step", "plain"]
+__all__ = [
+    "AtLeastZero",
+    "Positive",
+    "Run",
+    "RunConfig",
+    "Share",
+    "Step",
+    "as_json",
+    "check_fields",
+]
+
+RANGES = {
+    "above 0": lambda x: 0 < x < math.inf,
+    "at least 0": lambda x: 0 <= x < math.inf,
+    "in [0, 1)": lambda x: 0 <= x < 1,
+    "in (0, 1)": lambda x: 0 < x < 1,
+}
+Positive = Annotated[float, "above 0"]
+AtLeastZero = Annotated[float, "at least 0"]
+Share = Annotated[float, "in [0, 1)"]
+
+
+def check_fields(config: Any) -> None:
+    """Make the fields of a frozen dataclass what their annotations say.
+
+    Numbers, numpy's too, become Python's own, which JSON can hold.
+
+    Raises:
+        ValueError: a value of another kind, or out of its range.
+    """
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        value, kinds = getattr(config, name), get_args(hint)
+        if type(None) in kinds:  # X | None
+            if value is None:
+                continue
+            hint, kinds = kinds[0], get_args(kinds[0])
+        if get_origin(hint) is Literal:
+            good, wanted = value in kinds, " or ".join(f'"{kind}"' for kind in kinds)
+        elif get_origin(hint) is Annotated:
+            number, wanted = kinds
+            whole = number is int
+            kind = numbers.Integral if whole else numbers.Real
+            good = isinstance(value, kind) and not isinstance(value, bool)
+            good = good and RANGES[wanted](value)  # NaN is in none
+            wanted = f"a whole number {wanted}" if whole else wanted
+            value = number(value) if good else value
+        else:
+            good, wanted = isinstance(value, hint), f"of type {hint.__name__}"
+        if not good:
+            raise ValueError(f"{name} must be {wanted}, got {value!r}")
+        object.__setattr__(config, name, value)
+
+
+def as_json(value: Any) -> Any:
+    """What JSON gives back of a dataclass or a dict: no paths, no tuples."""
+
+    def default(x):
+        return asdict(x) if is_dataclass(x) else str(x)
+
+    return json.loads(json.dumps(value, default=default))
 
 
 @dataclass(frozen=True)
@@ -31,7 +98,7 @@ class RunConfig:
         steps: step budget; where given, `minutes` does not matter.
         batch: clips per step, over all processes together.
         schedule: of the learning rate, "wsd" (stable, then down) or "cosine".
-        decay_share: share of the budget, at its end, in which "wsd" goes down; (0, 1).
+        decay_share: share of the budget, at its end, in which "wsd" goes down.
         seed: everything random follows from it and the step.
         precision: "no" (float32), "bf16" or "fp16"; "auto" takes bf16, or fp16 on a
             GPU without it, or "no" on a CPU.
@@ -39,60 +106,27 @@ class RunConfig:
         checkpoint_seconds: time between two checkpoints; 0 writes one at every step.
 
     Raises:
-        ValueError: neither minutes nor steps, or a number out of range.
+        ValueError: neither minutes nor steps, or a field that `check_fields` refuses.
     """
 
     out: Path = Path("runs/model")
-    minutes: float | None = 10.0
-    steps: int | None = None
-    batch: int = 4
+    minutes: Positive | None = 10.0
+    steps: Annotated[int, "above 0"] | None = None
+    batch: Annotated[int, "above 0"] = 4
     schedule: Literal["wsd", "cosine"] = "wsd"
-    decay_share: float = 0.2
-    seed: int = 0
+    decay_share: Annotated[float, "in (0, 1)"] = 0.2
+    seed: Annotated[int, "at least 0"] = 0
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     compile: bool | None = None
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: AtLeastZero = 60.0
 
     def __post_init__(self):
-        object.__setattr__(self, "out", Path(self.out))
+        object.__setattr__(self, "out", Path(self.out).expanduser())
         if self.steps is not None:
             object.__setattr__(self, "minutes", None)
         elif self.minutes is None:
             raise ValueError("give steps or minutes, got neither")
-        for name in ("steps", "minutes", "batch"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be above 0, got {value!r}")
-        if self.schedule not in ("wsd", "cosine"):
-            raise ValueError(
-                f'schedule must be "wsd" or "cosine", got {self.schedule!r}'
-            )
-        if not 0 < self.decay_share < 1:
-            raise ValueError(f"decay_share must be in (0, 1), got {self.decay_share!r}")
-
-
-# What may differ between two pieces of one run.
-MAY_CHANGE = {"out", "minutes", "steps", "batch", "schedule", "decay_share"}
-MAY_CHANGE |= {"precision", "compile", "checkpoint_seconds"}
-# Fields of the first edition: what they had to be for a run to go on now.
-GONE = {"clip": 1.0, "blur": 0.0, "hide": 0.0, "start": None}
-
-
-def plain(config: Any) -> dict:
-    """A dataclass as JSON can hold it."""
-    fields = asdict(config).items()
-    return {name: str(v) if isinstance(v, Path) else v for name, v in fields}
-
-
-@dataclass
-class Progress:
-    """Where a run stands: what a checkpoint holds besides weights and optimizer."""
-
-    step: int = 0
-    clips: int = 0
-    seconds: float = 0.0  # of training, without saving and showing
-    decaying: bool = False  # the learning rate has begun its last fall
-    history: list[list[float]] = field(default_factory=list)  # step, seconds, loss
+        check_fields(self)
 
 
 class Step(NamedTuple):
@@ -116,10 +150,10 @@ class Run:
         config: budget, folder and so on.
         name: of the checkpoint, `out`/`name`.checkpoint.
         share: of the config's budget, in (0, 1].
-        about: what else must stay as it is for the run to go on, as JSON can hold it.
+        settings: what else must stay as it is for the run to go on.
 
     Raises:
-        ValueError: a batch that the processes cannot share evenly.
+        ValueError: a batch that the processes cannot share evenly, fp16 on a CPU.
     """
 
     def __init__(
@@ -127,10 +161,10 @@ class Run:
         config: RunConfig,
         name: str,
         share: float = 1.0,
-        about: dict | None = None,
+        settings: dict | None = None,
     ):
-        self.config, self.name, self.budget = config, name, share
-        self.settings = plain(config) | (about or {})
+        self.config, self.name, self.share = config, name, share
+        self.settings = as_json(asdict(config) | (settings or {}))
         self.path = config.out / f"{name}.checkpoint"
         self.stable = config.out / f"{name}-stable.checkpoint"
         self.accelerator = new_accelerator(config.precision, config.compile)
@@ -143,16 +177,15 @@ class Run:
                 f"got {config.batch}"
             )
         self.progress, self.parts = Progress(), {}
-        self.recent: list[float] = []
+        self.recent, self.logs = [], {}  # of the latest steps, of the last one
         self.clock = self.saved = time.perf_counter()
 
     @property
     def done(self) -> float:
         """How much of the budget is used up, from 0 to 1."""
-        steps, minutes = self.config.steps, self.config.minutes
-        if steps is not None:
-            return self.progress.step / max(1, round(self.budget * steps))
-        return self.progress.seconds / (60 * self.budget * minutes)
+        if self.config.steps is not None:
+            return self.progress.step / max(1, round(self.share * self.config.steps))
+        return self.progress.seconds / (60 * self.share * self.config.minutes)
 
     def resume(self, **parts) -> None:
         """Bring `parts` back to where the last checkpoint has them, if there is one.
@@ -181,15 +214,14 @@ class Run:
         total = config.steps or 60 * config.minutes
         bar = tqdm(
             desc=self.name,
-            total=max(1, round(self.budget * total)),
+            total=max(1, round(self.share * total)),
             unit="step" if config.steps else "s",
             disable=not self.main,
         )
         while (done := self.done) < 1:
             falls = config.schedule == "wsd" and done >= 1 - config.decay_share
             if falls and not progress.decaying:
-                if self.main:
-                    self.save(self.stable)
+                self.save(self.stable)
                 progress.decaying = True
             seeds = seed_everything(config.seed, progress.step, self.device)
             yield Step(done, *seeds, self.accelerator.process_index, self.processes)
@@ -239,8 +271,7 @@ class Run:
             bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items()}, refresh=False)
             self.recent.clear()
         if ended or time.perf_counter() - self.saved >= self.config.checkpoint_seconds:
-            with self.pause():
-                self.save(self.path)
+            self.save(self.path)
             self.saved = time.perf_counter()
 
     @contextlib.contextmanager
@@ -251,59 +282,12 @@ class Run:
         self.clock += time.perf_counter() - start
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint in one step: a killed run leaves the old file whole."""
-        parts = {n: p.state_dict() for n, p in self.parts.items() if p is not None}
-        state = {"config": self.settings, "progress": asdict(self.progress)}
-        buffer = io.BytesIO()
-        torch.save(state | parts, buffer)
-        try:
-            write_file(path, buffer.getvalue())
-        except OSError as error:
-            kept = "the one before it is still there"
-            raise OSError(
-                error.errno,
-                f"could not write the checkpoint of step {self.progress.step} "
-                f"({error.strerror}); "
-                f"{kept if path.exists() else 'there is none before it'}",
-                str(path),
-            ) from error
+        """Write a checkpoint: a killed run leaves the old file whole."""
+        if self.main:
+            with self.pause():
+                save_checkpoint(path, self.progress, self.settings, self.parts)
 
     def load(self, path: Path) -> None:
         """Bring progress and parts back to where `save` found them."""
-        broken = (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            progress = Progress(**state["progress"])
-            self.compare(state["config"], path)
-        except broken as error:
-            reason = type(error).__name__
-            raise ValueError(f"{path} is not a whole checkpoint: {reason}") from error
-        older = progress.step * state["config"].get("batch", 0)  # those don't tell
-        progress.clips = progress.clips or older
-        for name, part in self.parts.items():
-            if part is None or (name == "scaler" and name not in state):
-                continue  # a run that was not in float16 so far finds its scale anew
-            try:
-                part.load_state_dict(state[name])
-            except (RuntimeError, ValueError) as error:  # weights of another shape
-                reason = str(error).splitlines()[0]
-                message = f"{path} does not fit: {reason}; choose another `out`"
-                raise ValueError(message) from error
-        self.progress = progress
-
-    def compare(self, then: dict, path: Path) -> None:
-        """ValueError where a checkpoint was written under other settings.
-
-        What was written before a setting was there counts as written with its default.
-        """
-        defaults = plain(type(self.config)())
-        changed = []
-        for name, now in (GONE | self.settings).items():
-            before = then.get(name, defaults.get(name, now))
-            unknown = name == "tokenizer" and not isinstance(before, type(now))
-            if name not in MAY_CHANGE and before != now and not unknown:
-                changed.append(f"{name} = {before!r}, now {now!r}")
-        if changed:
-            what = ", ".join(changed)
-            message = f"{path} is of another config: {what}; choose another `out`"
-            raise ValueError(message)
+        defaults = as_json(type(self.config)())
+        self.progress = load_checkpoint(path, self.settings, self.parts, defaults)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -11,11 +11,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from stt_lite.moving_mnist import Batch, Source
 from stt_lite.optim import MuonAdamW, learning_rate, moving_average
-from stt_lite.runs import Run, RunConfig, Step
+from stt_lite.runs import AtLeastZero, Positive, Run, RunConfig, Share, Step
 from stt_lite.sampling import continued
 from stt_lite.tokenizer import Tokenizer
 from stt_lite.transformer import SpatialTemporalTransformer, prediction_error
-from stt_lite.video import check_whole
 
 __all__ = [
     "Objective",
@@ -27,29 +26,43 @@ __all__ = [
 ]
 
 
-class Objective(Protocol):
-    """What `fit` minimizes: a module that draws its own batches.
+class Objective(nn.Module):
+    """What `fit` minimizes: it draws its clips itself, and says what their loss is.
 
-    `model` is what learns; `averaged`: keep a moving average of its weights.
+    A subclass has a `forward(**prepared)` that returns the loss and, by name, what else
+    is worth showing.
+
+    Args:
+        model: what learns.
+        config: of the run, with `adamw_rate`, the optimizer's peak learning rate.
+        source: of the clips.
     """
 
-    model: nn.Module
-    averaged: bool
+    averaged = 0.0  # decay of a moving average of the weights; 0: there is none
+
+    def __init__(self, model: nn.Module, config: RunConfig, source: Source):
+        super().__init__()
+        self.model, self.config, self.source = model, config, source
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """A new optimizer of the model; each group has its "peak" learning rate."""
+        """A new one; each of its groups has its "peak" learning rate. AdamW for all."""
+        rate = self.config.adamw_rate
+        return MuonAdamW([], self.model.parameters(), adamw_rate=rate)
 
     def sample(self, step: Step, device: torch.device) -> Batch:
         """Clips of one step, of all processes together."""
+        frames = self.source.frames
+        return self.source.draw(self.config.batch, frames, step.on_cpu, device)
 
     def prepare(self, batch: Batch, step: Step) -> dict:
         """Arguments of `forward`, for this process's share of the clips."""
-
-    def forward(self, **prepared) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and what else is worth showing."""
+        return {"clips": step.share(batch.clips)}
 
     def show(self, model: nn.Module) -> tuple[dict[str, Tensor], int | None]:
         """Clips to look at, and how many first frames of them are a prompt."""
+        device = next(model.parameters()).device
+        clip = self.source.held_out(1, self.source.frames, 1, device)[0]
+        return {"held-out clip": clip}, None
 
 
 def fit(objective: Objective, run: Run, watch: Callable | None = None) -> nn.Module:
@@ -73,7 +86,7 @@ def fit(objective: Objective, run: Run, watch: Callable | None = None) -> nn.Mod
     model = objective.to(run.device).train().model
     optimizer, average = objective.optimizer(), None
     if objective.averaged:
-        average = AveragedModel(model, multi_avg_fn=moving_average(config.average))
+        average = AveragedModel(model, multi_avg_fn=moving_average(objective.averaged))
     run.resume(model=model, optimizer=optimizer, average=average)
     trained, stepper = accelerator.prepare(objective, optimizer)
     shown = 0.0
@@ -102,24 +115,16 @@ def fit(objective: Objective, run: Run, watch: Callable | None = None) -> nn.Mod
     return (model if average is None else average.module).eval()
 
 
-class TokenizerObjective(nn.Module):
+class TokenizerObjective(Objective):
     """What a tokenizer minimizes on single frames (van den Oord et al., 2017, Eq. 3).
 
     Squared error per latent, that is, summed over a frame and divided by h·w, plus the
     weighted commitment loss.
     """
 
-    averaged = False  # its codebook is a moving average already
-
     def __init__(self, model: Tokenizer, config: RunConfig, source: Source):
-        super().__init__()
-        self.model = self.tokenizer = model
-        self.config, self.source = config, source
-
-    def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW for all."""
-        rate = self.config.adamw_rate
-        return MuonAdamW([], self.model.parameters(), adamw_rate=rate)
+        super().__init__(model, config, source)
+        self.tokenizer = model  # what is kept, where `model` learns more than that
 
     def sample(self, step: Step, device: torch.device) -> Batch:
         """Single frames, four times as many as clips elsewhere: they are short."""
@@ -132,18 +137,17 @@ class TokenizerObjective(nn.Module):
 
     def forward(self, frames: Float[Tensor, "B C H W"]) -> tuple[Tensor, dict]:
         """The loss, and the squared error per frame."""
-        reconstruction, indices, commitment = self.model(frames)
+        reconstruction, indices, commitment = self.tokenizer(frames)
         error = (reconstruction.float() - frames).square().flatten(1).sum(1).mean()
-        weighted = self.model.config.commitment * commitment
+        weighted = self.tokenizer.config.commitment * commitment
         return error / indices[0].numel() + weighted, {"pixels": error.detach()}
 
     @torch.no_grad()
-    def show(self, model: Tokenizer) -> tuple[dict[str, Tensor], None]:
+    def show(self, model: nn.Module) -> tuple[dict[str, Tensor], None]:
         """A held-out clip and its reconstruction."""
-        device = next(model.parameters()).device
-        clip = self.source.held_out(1, self.source.frames, 1, device)[0]
-        again = self.tokenizer.reconstruct(clip)
-        return {"held-out clip": clip, "reconstruction": again}, None
+        clips, _ = super().show(model)
+        again = self.tokenizer.reconstruct(clips["held-out clip"])
+        return clips | {"reconstruction": again}, None
 
 
 @dataclass(frozen=True)
@@ -151,47 +155,31 @@ class TeacherForcing(RunConfig):
     """One training run of a transformer on true contexts.
 
     Args:
-        tokenizer_share: share of the budget for a tokenizer trained first; (0, 1).
+        tokenizer_share: share of the budget for a tokenizer trained first.
         width, layers, heads, patch, gaussian, head: see `TransformerConfig`.
         adamw_rate, muon_rate: peak learning rates.
-        average: decay of the moving average of the transformer's weights; [0, 1).
+        average: decay of the moving average of the transformer's weights.
         pixel_weight: weight of the squared error in pixels, through the frozen decoder,
             next to that in latents.
         beta: weight of the KL, in squared latent units per nat: what a nat of z must
             save; larger frames, whose summed errors are larger, want a larger one.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: as `RunConfig`.
     """
 
-    tokenizer_share: float = 0.2
-    width: int = 64
-    layers: int = 3
-    heads: int = 4
-    patch: int = 1
+    tokenizer_share: Annotated[float, "in (0, 1)"] = 0.2
+    width: Annotated[int, "above 0"] = 64
+    layers: Annotated[int, "above 0"] = 3
+    heads: Annotated[int, "above 0"] = 4
+    patch: Annotated[int, "above 0"] = 1
     gaussian: Literal["latent", "bottleneck", "off"] = "latent"
     head: Literal["regression", "token"] = "regression"
-    adamw_rate: float = 2e-3
-    muon_rate: float = 0.02
-    average: float = 0.998
-    pixel_weight: float = 10.0
-    beta: float = 20.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("width", "layers", "heads", "batch"):
-            check_whole(getattr(self, name), name)
-        for name in ("adamw_rate", "muon_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}")
-        for name in ("pixel_weight", "beta"):
-            if not getattr(self, name) >= 0:
-                value = getattr(self, name)
-                raise ValueError(f"{name} must be at least 0, got {value!r}")
-        check_shares(self, ("average",))
-        if not 0 < self.tokenizer_share < 1:
-            value = self.tokenizer_share
-            raise ValueError(f"tokenizer_share must be in (0, 1), got {value!r}")
+    adamw_rate: Positive = 2e-3
+    muon_rate: Positive = 0.02
+    average: Share = 0.998
+    pixel_weight: AtLeastZero = 10.0
+    beta: AtLeastZero = 20.0
 
     def objective(
         self, net: SpatialTemporalTransformer, tokenizer: Tokenizer, source: Source
@@ -200,15 +188,7 @@ class TeacherForcing(RunConfig):
         return TransformerObjective(net, tokenizer, self, source)
 
 
-def check_shares(config: Any, names: tuple[str, ...]) -> None:
-    """ValueError unless all these fields lie in [0, 1)."""
-    for name in names:
-        value = getattr(config, name)
-        if not 0 <= value < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {value!r}")
-
-
-class TransformerObjective(nn.Module):
+class TransformerObjective(Objective):
     """What a transformer minimizes: its error in latents and in pixels, and its KL.
 
     Args:
@@ -218,8 +198,6 @@ class TransformerObjective(nn.Module):
         source: of the clips.
     """
 
-    averaged = True
-
     def __init__(
         self,
         model: SpatialTemporalTransformer,
@@ -227,9 +205,9 @@ class TransformerObjective(nn.Module):
         config: TeacherForcing,
         source: Source,
     ):
-        super().__init__()
-        self.model, self.tokenizer = model, tokenizer.requires_grad_(False).eval()
-        self.config, self.source = config, source
+        super().__init__(model, config, source)
+        self.tokenizer = tokenizer.requires_grad_(False).eval()
+        self.averaged = config.average
 
     def train(self, mode: bool = True):
         """The tokenizer stays in eval mode: its codebook does not move either."""
@@ -245,11 +223,6 @@ class TransformerObjective(nn.Module):
         others = [p for p in self.model.parameters() if id(p) not in inner]
         c = self.config
         return MuonAdamW(matrices, others, c.muon_rate, c.adamw_rate)
-
-    def sample(self, step: Step, device: torch.device) -> Batch:
-        """Clips of one step, of all processes together."""
-        frames = self.source.frames
-        return self.source.draw(self.config.batch, frames, step.on_cpu, device)
 
     @torch.no_grad()
     def prepare(self, batch: Batch, step: Step) -> dict:
@@ -294,13 +267,16 @@ class TransformerObjective(nn.Module):
         return loss / per_frame, logs
 
     @torch.no_grad()
-    def show(self, model: SpatialTemporalTransformer) -> tuple[dict[str, Tensor], int]:
+    def show(self, model: nn.Module) -> tuple[dict[str, Tensor], int]:
         """A held-out clip, and what the model makes of its first three quarters."""
-        frames, device = self.source.frames, model.start.device
-        clip = self.source.held_out(1, frames, 1, device)
+        clips, _ = super().show(model)
+        latents = self.tokens(clips["held-out clip"][None])[0]
+        frames = latents.shape[1]
         prompt = max(1, 3 * frames // 4)
-        latents = self.tokens(clip)[0]
         noise = model.draw_noise(1, frames)
         rolled = continued(model, self.tokenizer, latents, prompt, noise, 0.0)[0]
-        shown = {"held-out clip": clip[0], "continued": self.tokenizer.decode(rolled)}
-        return shown, prompt
+        return clips | {"continued": self.tokenizer.decode(rolled)}, prompt
+
+
+def check_shares(config, names) -> None:
+    """To go: a field's annotation says its range."""

@@ -1,0 +1,105 @@
+"""Checkpoints: written whole, refused where they do not fit. Built in appendix 92."""
+
+import io
+import pickle
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from stt_lite.files import write_file
+
+__all__ = ["Progress", "check_same", "load_checkpoint", "save_checkpoint"]
+
+
+@dataclass
+class Progress:
+    """Where a run stands: what a checkpoint holds besides weights and optimizer."""
+
+    step: int = 0
+    clips: int = 0
+    seconds: float = 0.0  # of training, without saving and showing
+    decaying: bool = False  # the learning rate has begun its last fall
+    history: list[list[float]] = field(default_factory=list)  # step, seconds, loss
+
+
+def save_checkpoint(path: Path, progress: Progress, settings: dict, parts: dict):
+    """Write progress, settings, and the state of each part, in one step.
+
+    Args:
+        parts: by name what has a `state_dict`, such as a model; None is left out.
+
+    Raises:
+        OSError: a folder that cannot be written, a full disk; the old file stays whole.
+    """
+    state = {name: p.state_dict() for name, p in parts.items() if p is not None}
+    buffer = io.BytesIO()
+    torch.save({"config": settings, "progress": asdict(progress)} | state, buffer)
+    try:
+        write_file(path, buffer.getvalue())
+    except OSError as error:
+        kept = "the one before it is still there"
+        kept = kept if path.exists() else "there is none before it"
+        message = f"could not write the checkpoint of step {progress.step} "
+        message += f"({error.strerror}); {kept}"
+        raise OSError(error.errno, message, str(path)) from error
+
+
+def load_checkpoint(
+    path: Path, settings: dict, parts: dict, defaults: dict | None = None
+) -> Progress:
+    """Bring the parts back to where `save_checkpoint` found them.
+
+    Args:
+        settings: what they must be for the run to go on, see `check_same`.
+        defaults: of settings that an older checkpoint does not hold.
+
+    Raises:
+        ValueError: other settings, weights of another shape, a file that is cut.
+    """
+    broken = (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        then, progress = (
+            (defaults or {}) | state["config"],
+            Progress(**state["progress"]),
+        )
+    except broken as error:
+        reason = type(error).__name__
+        raise ValueError(f"{path} is not a whole checkpoint: {reason}") from error
+    check_same(then, settings, path)
+    # Older ones do not say how many clips there were.
+    progress.clips = progress.clips or progress.step * then.get("batch", 0)
+    for name, part in parts.items():
+        if part is None or (name == "scaler" and name not in state):
+            continue  # a run that was not in float16 so far finds its scale anew
+        try:
+            part.load_state_dict(state[name])
+        except (RuntimeError, ValueError) as error:  # weights of another shape
+            reason = str(error).splitlines()[0]
+            message = f"{path} does not fit: {reason}; choose another `out`"
+            raise ValueError(message) from error
+    return progress
+
+
+# What may differ between two pieces of one run.
+MAY_CHANGE = {"out", "minutes", "steps", "batch", "schedule", "decay_share"}
+MAY_CHANGE |= {"precision", "compile", "checkpoint_seconds"}
+# Fields of the first edition, and what all runs have in their place now.
+GONE = {"clip": 1.0, "beta_warmup": 0.0, "blur": 0.0, "hide": 0.0, "start": None}
+
+
+def check_same(then: dict, now: dict, path: Path) -> None:
+    """ValueError where settings differ that must not change within a run.
+
+    The first edition did not write how a tokenizer of the run's own was trained.
+    """
+    changed = []
+    for name, value in (GONE | now).items():
+        before = then.get(name, value)
+        unknown = name == "tokenizer" and before is None and isinstance(value, dict)
+        if name not in MAY_CHANGE and before != value and not unknown:
+            changed.append(f"{name} = {before!r}, now {value!r}")
+    if changed:
+        what = ", ".join(changed)
+        raise ValueError(f"{path} is of another config: {what}; choose another `out`")

@@ -1,0 +1,416 @@
+"""Appendix 92: checked configs, budget and clock, checkpoints, seeds, processes."""
+
+import gzip
+import math
+import os
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import tyro
+from torch.multiprocessing import spawn
+
+import stt_lite.checkpoints as checkpoints
+from conftest import ROOT
+from processes import report_clocks
+from stt_lite.checkpoints import Progress, check_same, load_checkpoint, save_checkpoint
+from stt_lite.machines import commit, hardware, new_accelerator, seed_everything
+from stt_lite.moving_mnist import MovingDigits
+from stt_lite.runs import Run, RunConfig, Share, as_json, check_fields
+from stt_lite.tokenizer import TokenizerConfig
+from stt_lite.training import TeacherForcing
+
+# --- configs
+
+
+@pytest.mark.parametrize(
+    "field, values, message",
+    [
+        ("layers", (-1, 0, 1.5, True, "2"), "layers must be a whole number above 0"),
+        ("steps", (0, 1.5, math.inf), "steps must be a whole number above 0"),
+        ("batch", (0, -2, 2.0), "batch must be a whole number above 0"),
+        ("seed", (1.5, -1, "0"), "seed must be a whole number at least 0"),
+        ("minutes", (0, -1.0, math.inf, math.nan), "minutes must be above 0"),
+        ("beta", (-1, math.nan, math.inf, "8"), "beta must be at least 0"),
+        ("adamw_rate", (0.0, math.nan), "adamw_rate must be above 0"),
+        ("average", (1.0, -0.1, math.nan), r"average must be in \[0, 1\)"),
+        ("decay_share", (0.0, 1.0), r"decay_share must be in \(0, 1\)"),
+        ("tokenizer_share", (0, 1), r"tokenizer_share must be in \(0, 1\)"),
+        ("checkpoint_seconds", (-1, math.nan), "checkpoint_seconds must be at least 0"),
+        ("schedule", ("linear", None), 'schedule must be "wsd" or "cosine"'),
+        ("gaussian", ("on",), 'gaussian must be "latent" or "bottleneck" or "off"'),
+        ("compile", (1, "no"), "compile must be of type bool"),
+    ],
+)
+def test_a_config_refuses_what_its_annotations_do_not_allow(
+    unchecked, field, values, message
+):
+    for value in values:
+        with pytest.raises(ValueError, match=message) as error:
+            TeacherForcing(**{field: value})
+        assert str(error.value).endswith(f"got {value!r}")
+
+
+def test_numpys_numbers_become_pythons_own(unchecked):
+    config = TeacherForcing(
+        steps=np.int64(5), seed=np.uint8(3), beta=np.float32(2), layers=np.int32(2)
+    )
+    assert as_json(config)["beta"] == 2.0
+    kinds = [type(value) for value in (config.steps, config.seed, config.beta)]
+    assert kinds == [int, int, float]
+    assert config == TeacherForcing(steps=5, seed=3, beta=2.0, layers=2)
+
+
+def test_where_steps_are_given_minutes_do_not_matter():
+    with pytest.raises(ValueError, match="give steps or minutes, got neither"):
+        RunConfig(minutes=None)
+    timed = TeacherForcing(minutes=60.0)
+    for config in (
+        RunConfig(minutes=60.0, steps=5),
+        replace(timed, steps=5),
+        tyro.cli(TeacherForcing, default=timed, args=["--steps", "5"]),
+    ):
+        assert config.steps == 5 and config.minutes is None
+    assert tyro.cli(TeacherForcing, default=timed, args=["--beta", "3"]).beta == 3.0
+
+
+def test_any_frozen_dataclass_can_be_checked():
+    @dataclass(frozen=True)
+    class Settings:
+        shape: TokenizerConfig = TokenizerConfig()
+        weight: Share = 0.5
+
+        def __post_init__(self):
+            check_fields(self)
+
+    Settings(weight=0)
+    with pytest.raises(ValueError, match=r"weight must be in \[0, 1\), got 2"):
+        Settings(weight=2)
+    with pytest.raises(ValueError, match="shape must be of type TokenizerConfig"):
+        Settings(shape=None)
+
+
+def test_a_home_folder_is_found(unchecked):
+    assert RunConfig(out="~/runs").out == Path.home() / "runs"
+
+
+def test_as_json_is_what_json_gives_back():
+    settings = {"tokenizer": TokenizerConfig(levels=(2, 3)), "path": Path("a/b")}
+    got = as_json(settings)
+    assert got["path"] == "a/b" and got["tokenizer"]["levels"] == [2, 3]
+    assert as_json(got) == got and as_json(RunConfig())["out"] == "runs/model"
+
+
+# --- budget and clock
+
+
+def short(folder, **changes):
+    return Run(RunConfig(out=folder, **{"steps": 4} | changes), "thing")
+
+
+def advance(run, steps=math.inf, seconds=0.0, loss=1.0):
+    """Steps of a run that learns nothing; how much of the budget each had used up."""
+    done = []
+    for step in run.steps():
+        time.sleep(seconds)
+        run.report(torch.tensor(loss), torch.tensor(1.0), 2, {"a": torch.tensor(3.0)})
+        done.append(step.done)
+        if len(done) == steps:
+            break
+    return done
+
+
+def test_a_budget_in_steps(tmp_path):
+    run = short(tmp_path)
+    assert advance(run) == [0.0, 0.25, 0.5, 0.75] and run.done == 1.0
+    assert run.progress.step == 4 and run.progress.clips == 8
+    assert run.logs == {"a": 3.0}
+    half = Run(run.config, "part", 0.5)
+    assert advance(half) == [0.0, 0.5]
+    least = Run(run.config, "least", 0.01)
+    assert advance(least) == [0.0]  # one step at least
+
+
+def test_a_budget_in_minutes_counts_training_alone(tmp_path):
+    run = Run(RunConfig(out=tmp_path, minutes=0.02), "thing", share=0.5)
+    start = time.perf_counter()
+    for step in run.steps():
+        with run.pause():
+            time.sleep(0.2)
+        time.sleep(0.1)
+        run.report(torch.tensor(1.0), torch.tensor(1.0), 1, {})
+    assert 0.6 <= run.progress.seconds < 1.2
+    assert time.perf_counter() - start > run.progress.seconds + 0.4
+
+
+def test_saving_does_not_count(tmp_path, monkeypatch):
+    write = checkpoints.write_file
+    slow = lambda *args: (time.sleep(0.3), write(*args))
+    monkeypatch.setattr(checkpoints, "write_file", slow)
+    run = short(tmp_path, checkpoint_seconds=0.0)
+    advance(run)
+    assert run.progress.seconds < 0.6
+
+
+def test_the_curve_has_a_point_every_five_steps_and_at_the_end(tmp_path):
+    run = short(tmp_path, steps=12)
+    for step in run.steps():
+        loss = torch.tensor(float(run.progress.step))
+        run.report(loss, torch.tensor(1.0), 1, {})
+    steps, _, losses = zip(*run.progress.history, strict=True)
+    assert steps == (5, 10, 12) and losses == (2.0, 7.0, 10.5)
+
+
+def test_checkpoints_come_when_it_is_time_and_at_the_end(tmp_path):
+    often, rarely = short(tmp_path, checkpoint_seconds=0.0), short(tmp_path)
+    advance(often, steps=2)
+    assert not rarely.path.exists() or often.path.exists()
+    assert torch.load(often.path, weights_only=True)["progress"]["step"] == 1
+    often.path.unlink()
+    advance(rarely, steps=3)
+    assert not rarely.path.exists()
+    advance(short(tmp_path))
+    assert torch.load(rarely.path, weights_only=True)["progress"]["step"] == 4
+
+
+def test_a_longer_budget_goes_on_from_before_the_fall(tmp_path):
+    run = short(tmp_path, steps=10)
+    advance(run)
+    assert run.progress.decaying
+    again = short(tmp_path, steps=10)
+    again.resume()
+    assert again.done == 1.0 and advance(again) == []
+    longer = short(tmp_path, steps=20)
+    longer.resume()
+    assert longer.progress.step == 8 and not longer.progress.decaying
+    assert advance(longer)[0] == 0.4
+
+
+@pytest.mark.parametrize(
+    "loss, norm", [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan)]
+)
+def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(tmp_path, loss, norm):
+    run = short(tmp_path, checkpoint_seconds=0.0)
+    with pytest.raises(
+        FloatingPointError, match="step 0 of the thing; checkpoint: there"
+    ):
+        for _ in run.steps():
+            run.report(torch.tensor(loss), torch.tensor(norm), 1, {})
+    advance(run, steps=2)
+    with pytest.raises(
+        FloatingPointError, match="thing.checkpoint is the last good one"
+    ):
+        run.report(torch.tensor(loss), torch.tensor(norm), 1, {})
+    assert run.progress.step == 2
+
+
+# --- checkpoints
+
+
+class Part:
+    """Something with a state."""
+
+    def __init__(self, value=0.0):
+        self.value = value
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state):
+        self.value = state["value"]
+
+
+def test_a_checkpoint_brings_everything_back(tmp_path):
+    net, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    progress = Progress(3, 12, 1.5, True, [[3, 1.5, 0.1]])
+    path = tmp_path / "a" / "thing.checkpoint"
+    save_checkpoint(path, progress, {"seed": 0}, {"model": net, "part": Part(7.0)})
+    part = Part()
+    got = load_checkpoint(path, {"seed": 0}, {"model": other, "part": part})
+    assert got == progress and part.value == 7.0
+    assert torch.equal(net.weight, other.weight)
+
+
+def test_a_run_in_full_precision_goes_on_with_a_scaler(tmp_path):
+    net, path = torch.nn.Linear(2, 2), tmp_path / "thing.checkpoint"
+    save_checkpoint(path, Progress(step=3), {}, {"model": net, "scaler": None})
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    parts = {"model": torch.nn.Linear(2, 2), "scaler": scaler}
+    assert load_checkpoint(path, {}, parts).step == 3
+    assert torch.equal(parts["model"].weight, net.weight)
+    assert scaler.get_scale() == 8.0
+
+
+def test_a_cut_or_foreign_checkpoint_is_named(tmp_path):
+    path = tmp_path / "thing.checkpoint"
+    save_checkpoint(path, Progress(), {}, {"model": torch.nn.Linear(9, 9)})
+    whole = path.read_bytes()
+    foreign = [whole[:100], whole[: len(whole) // 2], whole[:-10], b"", b"pickle"]
+    for content in foreign:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="thing.checkpoint is not a whole checkpo"):
+            load_checkpoint(path, {}, {})
+    for state in ({}, [1], {"config": None, "progress": {}}, {"config": {}}, None):
+        torch.save(state, path)
+        with pytest.raises(ValueError, match="thing.checkpoint is not a whole checkpo"):
+            load_checkpoint(path, {}, {})
+
+
+def test_weights_of_another_shape_do_not_fit(tmp_path):
+    path = tmp_path / "thing.checkpoint"
+    save_checkpoint(path, Progress(), {}, {"model": torch.nn.Linear(2, 2)})
+    with pytest.raises(ValueError, match="does not fit: .*; choose another `out`"):
+        load_checkpoint(path, {}, {"model": torch.nn.Linear(3, 2)})
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, (f"{os.environ['EVIL']}/was-run",)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path, monkeypatch):
+    monkeypatch.setenv("EVIL", str(tmp_path))
+    path = tmp_path / "thing.checkpoint"
+    torch.save({"config": {}, "progress": {}, "model": Evil()}, path)
+    with pytest.raises(ValueError, match="is not a whole checkpoint"):
+        load_checkpoint(path, {}, {})
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "thing.checkpoint"
+    write = checkpoints.write_file
+
+    def full(target, content):  # the system's own error: /dev/full has no room
+        target.with_name(target.name + ".part").symlink_to("/dev/full")
+        write(target, content)
+
+    run = short(tmp_path, checkpoint_seconds=0.0)
+    monkeypatch.setattr(checkpoints, "write_file", full)
+    with pytest.raises(OSError, match="of step 1 .*; there is none before it"):
+        advance(run)
+    monkeypatch.undo()
+    advance(short(tmp_path, checkpoint_seconds=0.0), steps=3)
+    good = path.read_bytes()
+    run = short(tmp_path, checkpoint_seconds=0.0)
+    run.resume()
+    monkeypatch.setattr(checkpoints, "write_file", full)
+    with pytest.raises(OSError, match="step 3 .*one before it is still there"):
+        advance(run)
+    assert path.read_bytes() == good and len(list(tmp_path.iterdir())) == 1
+
+
+# --- what must stay as it is
+
+
+def test_settings_that_must_not_change(tmp_path):
+    advance(short(tmp_path))
+    run = Run(RunConfig(out=tmp_path, steps=8, seed=1), "thing", settings={"size": 32})
+    expected = "thing.checkpoint is of another config: seed = 0, now 1; choose another"
+    with pytest.raises(ValueError, match=expected):  # it knows nothing of a size
+        run.resume()
+    short(tmp_path, steps=9, batch=8, schedule="cosine", precision="bf16").resume()
+
+
+def test_what_an_older_run_did_not_write_had_its_default(tmp_path):
+    run = Run(TeacherForcing(out=tmp_path, steps=4), "thing")
+    run.save(run.path)
+    state = torch.load(run.path, weights_only=True)
+    del state["config"]["patch"], state["config"]["schedule"]
+    del state["progress"]["clips"], state["progress"]["decaying"]
+    state["progress"]["step"] = 3
+    torch.save(state, run.path)
+    run.resume()
+    assert run.progress.clips == 12  # 3 steps of a batch of 4
+    with pytest.raises(ValueError, match="patch = 1, now 2"):
+        Run(TeacherForcing(out=tmp_path, steps=4, patch=2), "thing").resume()
+
+
+def first_edition(folder):
+    """A checkpoint that the first edition's own code wrote at step 6 of 10."""
+    packed = ROOT / "tests" / "data" / "first_edition.checkpoint.gz"
+    path = folder / "transformer.checkpoint"
+    path.write_bytes(gzip.decompress(packed.read_bytes()))
+    return path
+
+
+def test_settings_of_the_first_edition(tmp_path):
+    path = first_edition(tmp_path)
+    then = torch.load(path, weights_only=True)["config"]
+    source = MovingDigits(size=32, digits=1, frames=6)
+    config = TeacherForcing(out=tmp_path, steps=10, width=4, layers=1, heads=1, patch=2)
+    now = as_json(asdict(config) | source.data | {"tokenizer": "moving-mnist-tiny"})
+    check_same(then, now, path)
+    changes = {"clip": 0.5, "blur": 2.0, "hide": 0.1, "beta_warmup": 0.3}
+    for name, value in (changes | {"start": "moving-mnist-tiny"}).items():
+        with pytest.raises(
+            ValueError, match=f"another config: {name} = {value!r}, now"
+        ):
+            check_same(then | {name: value}, now, path)
+    for name, value in {"digits": 2, "tokenizer": "other", "width": 8}.items():
+        with pytest.raises(
+            ValueError, match=f"another config: {name} = .*, now {value!r}"
+        ):
+            check_same(then, now | {name: value}, path)
+    trained = as_json({"tokenizer": TokenizerConfig()})  # how, it did not write
+    check_same(then | {"tokenizer": None}, now | trained, path)
+    with pytest.raises(ValueError, match="tokenizer = None, now 'moving-mnist-tiny'"):
+        check_same(then | {"tokenizer": None}, now, path)
+    with pytest.raises(ValueError, match="tokenizer = 'moving-mnist-tiny', now {'chan"):
+        check_same(then, now | trained, path)
+
+
+# --- machines
+
+
+def test_what_is_random_follows_from_seed_and_step():
+    def draws(seed, step):
+        generators = (None, *seed_everything(seed, step, "cpu"))
+        return torch.cat([torch.rand(3, generator=g) for g in generators])
+
+    assert torch.equal(draws(0, 5), draws(0, 5))
+    assert draws(0, 5).unique().numel() == 9
+    assert not torch.equal(draws(0, 5), draws(0, 6))
+    assert not torch.equal(draws(0, 5), draws(1, 5))
+
+
+def test_a_second_run_in_a_process_has_its_own_precision_and_compiler():
+    for precision, compiled in (("no", None), ("bf16", True), ("no", False)):
+        accelerator = new_accelerator(precision, compiled)
+        assert accelerator.mixed_precision == precision
+        backend = accelerator.state.dynamo_plugin.backend.value
+        assert (backend == "INDUCTOR") == bool(compiled)
+
+
+def test_float16_on_a_cpu_is_refused():
+    with pytest.raises(ValueError, match='precision "fp16" needs a GPU'):
+        new_accelerator("fp16")
+
+
+def test_hardware_is_named():
+    assert hardware(torch.device("cpu")).startswith(
+        f"CPU, {torch.get_num_threads()} threads, "
+    )
+
+
+def test_the_commit_is_the_checkouts_or_none(monkeypatch, tmp_path):
+    got = commit()
+    assert got is None or len(got) == 40
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git
+    assert commit() is None
+    monkeypatch.undo()
+    package = tmp_path / "site-packages" / "stt_lite" / "weights"
+    monkeypatch.setattr("stt_lite.machines.weights_folder", lambda: package)
+    assert commit() is None  # an installed package
+
+
+def test_processes_share_the_main_ones_clock(tmp_path):
+    """Each has a clock of its own; only the main one's counts, for all."""
+    spawn(report_clocks, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first == second and first["seconds"] >= 0.3
+    assert first["mean"] == 0.5 and first["step"] == 3
+    assert "batch must be a multiple of the 2 processes, got 3" in first["refused"]
