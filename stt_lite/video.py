@@ -21,6 +21,22 @@ from stt_lite.media import read_frames, write_frames
 __all__ = ["bouncing_square", "check_frames", "check_whole", "load_video", "save_video"]
 
 
+def bouncing_square(
+    frames: int = 20, size: int = 64, side: int = 16
+) -> Float[Tensor, "T 1 H W"]:
+    """A white square of `side` pixels that bounces off the borders; values 0 or 1."""
+    check_whole(frames, "frames")
+    check_whole(size, "size", least=2)
+    check_whole(side, "side", most=size - 1)
+    reach = size - side  # the square's corner moves in [0, reach]
+    t = torch.arange(frames)
+    corner = torch.stack([5 * t + 4, 7 * t + 11], dim=1) % (2 * reach)
+    corner = reach - (corner - reach).abs()  # (T 2): folded at the borders
+    pixel = torch.arange(size)
+    inside = (pixel >= corner[..., None]) & (pixel < corner[..., None] + side)
+    return (inside[:, 0, :, None] & inside[:, 1, None, :])[:, None].float()
+
+
 def check_frames(
     frames: Tensor, name="frames", dims="T C H W", channels=None, multiple=1
 ) -> None:
@@ -69,26 +85,72 @@ def check_whole(value, name: str, least: int = 1, most: float = math.inf) -> int
     return int(value)
 
 
-def bouncing_square(
-    frames: int = 20, size: int = 64, side: int = 16
-) -> Float[Tensor, "T 1 H W"]:
-    """A white square of `side` pixels that bounces off the borders; values 0 or 1."""
-    check_whole(frames, "frames")
-    check_whole(size, "size", least=2)
-    check_whole(side, "side", most=size - 1)
-    reach = size - side  # the square's corner moves in [0, reach]
-    t = torch.arange(frames)
-    corner = torch.stack([5 * t + 4, 7 * t + 11], dim=1) % (2 * reach)
-    corner = reach - (corner - reach).abs()  # (T 2): folded at the borders
-    pixel = torch.arange(size)
-    inside = (pixel >= corner[..., None]) & (pixel < corner[..., None] + side)
-    return (inside[:, 0, :, None] & inside[:, 1, None, :])[:, None].float()
+MOST_VALUES = 2**30  # of a clip in memory: 4 GiB
+
+
+def load_video(
+    path: str | os.PathLike,
+    frames: int | None = None,
+    size: int | None = None,
+    gray: bool = False,
+    fps: float | None = None,
+) -> Float[Tensor, "T C H W"]:
+    """Read a video (mp4, gif and whatever else ffmpeg knows) or a folder of images.
+
+    Args:
+        path: the file or folder; images come in the order of their numbers.
+        frames: read at most this many frames; None reads all.
+        size: the centre square becomes size x size pixels; None leaves frames as shown.
+        gray: one channel (luma) instead of RGB.
+        fps: at each moment k / fps the latest frame; None: every frame once.
+
+    Returns:
+        The clip, values in [0, 1], shape (T C H W), C is 1 or 3.
+
+    Raises:
+        FileNotFoundError: nothing at this path.
+        ValueError: a number out of range, or what `read_frames` can't read.
+    """
+    for name, value in (("frames", frames), ("size", size)):
+        if value is not None:
+            check_whole(value, name)
+    if fps is not None and not 0 < fps < math.inf:
+        raise ValueError(f"fps must be above 0, got {fps}")
+    clip, values = [], 0
+    with contextlib.closing(read_frames(path, size, 1 if gray else 3, fps)) as stream:
+        for frame, _ in itertools.islice(stream, frames):
+            clip.append(frame)
+            values += frame.size
+            if values > MOST_VALUES:
+                raise ValueError(
+                    f"{path} is too long: give fewer frames or a smaller size"
+                )
+    pixels = torch.from_numpy(np.stack(clip)).movedim(-1, 1).contiguous()
+    return pixels.float().div_(255)
 
 
 def to_bytes(clip: Float[Tensor, "T C H W"]) -> UInt8[np.ndarray, "T H W *rgb"]:
     """Frames as bytes, channels last: (T H W 3) for RGB, (T H W) for grey."""
     pixels = clip.detach().cpu().float().mul(255).round().byte().permute(0, 2, 3, 1)
     return (pixels[..., 0] if pixels.shape[-1] == 1 else pixels).numpy()
+
+
+def _replace_folder(path: Path, new: Path) -> None:
+    """Put a folder of frames in the place of an old one, which has to step aside."""
+    old = new.with_name("old")
+    if path.is_dir():
+        for found in path.iterdir():
+            if not re.fullmatch(r"frame_\d+\.png", found.name):
+                raise ValueError(
+                    f"path must hold frames only, holds {found.name}: {path}"
+                )
+        path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        if old.is_dir():
+            old.rename(path)
+        raise
 
 
 def save_video(
@@ -133,65 +195,3 @@ def save_video(
                 Image.fromarray(frame).save(new / f"frame_{t:05d}.png")
             _replace_folder(path, new)
     return path
-
-
-def _replace_folder(path: Path, new: Path) -> None:
-    """Put a folder of frames in the place of an old one, which has to step aside."""
-    old = new.with_name("old")
-    if path.is_dir():
-        for found in path.iterdir():
-            if not re.fullmatch(r"frame_\d+\.png", found.name):
-                raise ValueError(
-                    f"path must hold frames only, holds {found.name}: {path}"
-                )
-        path.rename(old)
-    try:
-        new.rename(path)
-    except OSError:
-        if old.is_dir():
-            old.rename(path)
-        raise
-
-
-MOST_VALUES = 2**30  # of a clip in memory: 4 GiB
-
-
-def load_video(
-    path: str | os.PathLike,
-    frames: int | None = None,
-    size: int | None = None,
-    gray: bool = False,
-    fps: float | None = None,
-) -> Float[Tensor, "T C H W"]:
-    """Read a video (mp4, gif and whatever else ffmpeg knows) or a folder of images.
-
-    Args:
-        path: the file or folder; images come in the order of their numbers.
-        frames: read at most this many frames; None reads all.
-        size: the centre square becomes size x size pixels; None leaves frames as shown.
-        gray: one channel (luma) instead of RGB.
-        fps: at each moment k / fps the latest frame; None: every frame once.
-
-    Returns:
-        The clip, values in [0, 1], shape (T C H W), C is 1 or 3.
-
-    Raises:
-        FileNotFoundError: nothing at this path.
-        ValueError: a number out of range, or what `read_frames` can't read.
-    """
-    for name, value in (("frames", frames), ("size", size)):
-        if value is not None:
-            check_whole(value, name)
-    if fps is not None and not 0 < fps < math.inf:
-        raise ValueError(f"fps must be above 0, got {fps}")
-    clip, values = [], 0
-    with contextlib.closing(read_frames(path, size, 1 if gray else 3, fps)) as stream:
-        for frame, _ in itertools.islice(stream, frames):
-            clip.append(frame)
-            values += frame.size
-            if values > MOST_VALUES:
-                raise ValueError(
-                    f"{path} is too long: give fewer frames or a smaller size"
-                )
-    pixels = torch.from_numpy(np.stack(clip)).movedim(-1, 1).contiguous()
-    return pixels.float().div_(255)
