@@ -10,7 +10,7 @@ import struct
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -108,13 +108,9 @@ def render(
     for start in range(0, n, chunk):
         some = slice(start, start + chunk)
         padded = F.pad(pictures[some], (reach,) * 4)
-        windows = padded.unfold(2, size, 1).unfold(
-            3, size, 1
-        )  # a view: no pixel is copied
+        windows = padded.unfold(2, size, 1).unfold(3, size, 1)  # no pixel is copied
         row, column = (reach - corners[some].to(device)).unbind(-1)  # (chunk T digits)
-        clip = torch.arange(len(row), device=device)[
-            :, None
-        ]  # each reads its own windows
+        clip = torch.arange(len(row), device=device)[:, None]  # reads its own windows
         layers = [windows[clip, k, row[..., k], column[..., k]] for k in range(digits)]
         brightest = functools.reduce(torch.maximum, layers)
         torch.mul(brightest, 1 / 255, out=video[some, :, 0])
@@ -189,6 +185,7 @@ class Batch(NamedTuple):
     actions: Int[Tensor, "B T"] | None = None
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where clips come from; `data` says in a run's record what they are."""
 

@@ -69,7 +69,7 @@ def framed(
 
 
 def film_strip(
-    videos, labels=None, *, prompt_frames: int | None = None, every=1, width=1200
+    videos, labels=None, *, prompt_frames: int | None = None, every=1, width=800
 ):
     """Clips as one picture: time from left to right, one row per clip.
 

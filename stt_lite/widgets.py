@@ -103,6 +103,8 @@ def _player(rows: list[list[Row]], values: list[str], prompt_frames, fps, width)
         return widgets.ToggleButtons(options=options, description=name, style=auto)
 
     def stack(children: list, control, trait: str):
+        if len(children) == 1:
+            return children[0]
         one = widgets.Stack(children, selected_index=0, layout=bare)
         widgets.jslink((control, trait), (one, "selected_index"))
         return one
@@ -111,21 +113,20 @@ def _player(rows: list[list[Row]], values: list[str], prompt_frames, fps, width)
         texts = [_moment(row, t, prompt_frames, width) for t in times]
         return [widgets.HTML(text, layout=bare, style=style) for text in texts]
 
-    clip = choice("clip", [str(i + 1) for i in range(len(rows))])
-    value = choice("temperature", values)
+    numbers = [str(i + 1) for i in range(len(rows))]
+    clip = choice("clip", numbers) if len(rows) > 1 else None
+    value = choice("temperature", values) if len(values) > 1 else None
     known, stacks = prompt_frames or 0, []
     for by_value in rows:
         prompt = pages(by_value[0], range(known))  # the same for all values
         moving = [prompt + pages(row, range(known, last + 1)) for row in by_value]
         moving = [stack(children, slider, "value") for children in moving]
         stacks.append(stack(moving, value, "index"))
-    choices = [widget for widget in (clip, value) if len(widget.options) > 1]
-    children = [*choices, widgets.HBox([play, slider]), stack(stacks, clip, "index")]
+    children = [widgets.HBox([play, slider]), stack(stacks, clip, "index")]
+    children = [widget for widget in (clip, value) if widget] + children
     names, clips = zip(*rows[0][-1])
     every = math.ceil((last + 1) / 10)
-    strip = film_strip(
-        clips, names, prompt_frames=prompt_frames, every=every, width=800
-    )
+    strip = film_strip(clips, names, prompt_frames=prompt_frames, every=every)
     return _box(
         children, "stt-scrubber", f"Player of {last + 1} frames: {names}", strip
     )
@@ -205,7 +206,7 @@ def explore(model, clips: Float[Tensor, "B T C H W"], prompt_frames: int = 15):
         button.disabled = False
 
     button.on_click(press)
-    strip = film_strip(clips[:3], every=2, width=800)
+    strip = film_strip(clips[:3], every=2)
     children = [*choices.values(), button, view]
     box = _box(children, "stt-explorer", f"Explorer of {len(clips)} clips", strip)
     box.button, box.view = button, view
