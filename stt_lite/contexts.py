@@ -1,3 +1,4 @@
+# Made from notebooks/10_long_rollouts.ipynb by "make extract".
 """Contexts: training on what a rollout will meet. Built in chapter 10."""
 
 from dataclasses import dataclass
@@ -9,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stt_lite.moving_mnist import Batch, MovingDigits
-from stt_lite.runs import Step
+from stt_lite.runs import Share, Step
 from stt_lite.sampling import continued
 from stt_lite.tokenizer import Tokenizer
-from stt_lite.training import TeacherForcing, TransformerObjective, check_shares
+from stt_lite.training import TeacherForcing, TransformerObjective
 
 __all__ = [
     "PRESETS",
@@ -71,16 +72,11 @@ class TrainingConfig(TeacherForcing):
         ValueError: a number out of range.
     """
 
-    forecast_share: float = 0.9
-    corruption: float = 0.03
-    fade: float = 0.15
-    rollout_share: float = 0.25
-    rollout_length: float = 0.5
-
-    def __post_init__(self):
-        super().__post_init__()
-        names = ("forecast_share", "corruption", "fade", "rollout_share")
-        check_shares(self, (*names, "rollout_length"))
+    forecast_share: Share = 0.9
+    corruption: Share = 0.03
+    fade: Share = 0.15
+    rollout_share: Share = 0.25
+    rollout_length: Share = 0.5
 
     def objective(self, net, tokenizer, source) -> "ContextObjective":
         """What such a run minimizes."""
