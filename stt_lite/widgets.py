@@ -50,24 +50,6 @@ STYLE = f"""<style>
 </style>"""
 
 
-def _moment(row: Row, t: int, prompt_frames: int | None, width: int) -> str:
-    """Frame t of each clip, as HTML; a shorter clip rests on its last frame."""
-    figures = []
-    for name, clip in row:
-        last = min(t, len(clip) - 1)
-        kind = kind_of(name, last, prompt_frames)
-        note = html.escape(" · ".join(word for word in (name, kind) if word))
-        picture = png(Image.fromarray(to_bytes(clip[last : last + 1])[0]))
-        pixels = max(1, round(width / clip.shape[3])) * clip.shape[3] + 6  # two borders
-        figures.append(
-            f'<figure class="stt-frame stt-{kind or "plain"}" style="width:{pixels}px">'
-            f'<img alt="{note or "clip"}, frame {t + 1}" src="data:image/png;base64,'
-            f'{base64.b64encode(picture).decode()}"><figcaption>{note}&nbsp;</figcaption>'
-            f"</figure>"
-        )
-    return f'<div class="stt-frames">{"".join(figures)}</div>'
-
-
 def _box(children: list, name: str, text: str, strip):
     """A box of class `name`; the film strip stands in where widgets cannot show."""
     import ipywidgets as widgets
@@ -82,6 +64,25 @@ def _box(children: list, name: str, text: str, strip):
 
     style = widgets.HTML(STYLE, layout=widgets.Layout(display="none"))
     return Box([*children, style]).add_class(name)
+
+
+def _moment(row: Row, t: int, prompt_frames: int | None, width: int) -> str:
+    """Frame t of each clip, as HTML; a shorter clip rests on its last frame."""
+    figures = []
+    for name, clip in row:
+        last = min(t, len(clip) - 1)
+        kind = kind_of(name, last, prompt_frames)
+        note = html.escape(" · ".join(word for word in (name, kind) if word))
+        picture = png(Image.fromarray(to_bytes(clip[last : last + 1])[0]))
+        picture = base64.b64encode(picture).decode()
+        pixels = max(1, round(width / clip.shape[3])) * clip.shape[3] + 6  # two borders
+        figures.append(
+            f'<figure class="stt-frame stt-{kind or "plain"}" style="width:{pixels}px">'
+            f'<img alt="{note or "clip"}, frame {t + 1}"'
+            f' src="data:image/png;base64,{picture}">'
+            f"<figcaption>{note}&nbsp;</figcaption></figure>"
+        )
+    return f'<div class="stt-frames">{"".join(figures)}</div>'
 
 
 def _player(rows: list[list[Row]], values: list[str], prompt_frames, fps, width):
