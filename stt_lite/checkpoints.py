@@ -1,7 +1,9 @@
+# Made from notebooks/92_runs.ipynb by "make extract".
 """Checkpoints: written whole, refused where they do not fit. Built in appendix 92."""
 
 import io
 import pickle
+import textwrap
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -76,7 +78,7 @@ def load_checkpoint(
         try:
             part.load_state_dict(state[name])
         except (RuntimeError, ValueError) as error:  # weights of another shape
-            reason = str(error).splitlines()[0]
+            reason = textwrap.shorten(str(error), 200)
             message = f"{path} does not fit: {reason}; choose another `out`"
             raise ValueError(message) from error
     return progress

@@ -1,3 +1,4 @@
+# Made from notebooks/92_runs.ipynb by "make extract".
 """Machines: devices, processes, precision, random numbers. Built in appendix 92."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# Made from notebooks/92_runs.ipynb by "make extract".
 """Runs: a config that is checked, budget, clock, log. Built in appendix 92."""
 
 import contextlib
@@ -35,6 +36,7 @@ __all__ = [
     "as_json",
     "check_fields",
 ]
+
 
 RANGES = {
     "above 0": lambda x: 0 < x < math.inf,
@@ -187,23 +189,6 @@ class Run:
             return self.progress.step / max(1, round(self.share * self.config.steps))
         return self.progress.seconds / (60 * self.share * self.config.minutes)
 
-    def resume(self, **parts) -> None:
-        """Bring `parts` back to where the last checkpoint has them, if there is one.
-
-        Where the budget grew after the learning rate had begun to fall, the run goes on
-        from the checkpoint before that fall.
-
-        Raises:
-            ValueError: a checkpoint of another config, or none at all.
-        """
-        self.parts = parts | {"scaler": self.accelerator.scaler}
-        if self.path.exists():
-            self.load(self.path)
-        falls = self.done >= 1 - self.config.decay_share
-        if self.progress.decaying and not falls and self.stable.exists():
-            self.load(self.stable)
-        self.clock = self.saved = time.perf_counter()
-
     def steps(self) -> Iterator[Step]:
         """Yields until the budget is used up; `report` has to be called in each step.
 
@@ -230,6 +215,23 @@ class Run:
         bar.close()
         self.accelerator.wait_for_everyone()
         self.accelerator.free_memory()
+
+    def resume(self, **parts) -> None:
+        """Bring `parts` back to where the last checkpoint has them, if there is one.
+
+        Where the budget grew after the learning rate had begun to fall, the run goes on
+        from the checkpoint before that fall.
+
+        Raises:
+            ValueError: a checkpoint of another config, or none at all.
+        """
+        self.parts = parts | {"scaler": self.accelerator.scaler}
+        if self.path.exists():
+            self.load(self.path)
+        falls = self.done >= 1 - self.config.decay_share
+        if self.progress.decaying and not falls and self.stable.exists():
+            self.load(self.stable)
+        self.clock = self.saved = time.perf_counter()
 
     def report(self, loss: Tensor, norm: Tensor, clips: int, logs: dict) -> None:
         """What a step came to: its loss, the gradient's norm, and what else to show.
@@ -258,22 +260,6 @@ class Run:
         self.recent.append(mean)
         self.logs = dict(zip(logs, values, strict=True))
 
-    def log(self, bar) -> None:
-        """Move the bar, keep the loss of every fifth step, save where it is time."""
-        progress, ended = self.progress, self.done >= 1
-        reached = progress.step if self.config.steps else progress.seconds
-        bar.update(min(bar.total, int(reached)) - bar.n)
-        if progress.step % 5 == 0 or ended:
-            mean = sum(self.recent) / len(self.recent)
-            progress.history.append([progress.step, progress.seconds, mean])
-            shown = {"loss": mean} | self.logs
-            shown["clips/s"] = progress.clips / max(progress.seconds, 1e-9)
-            bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items()}, refresh=False)
-            self.recent.clear()
-        if ended or time.perf_counter() - self.saved >= self.config.checkpoint_seconds:
-            self.save(self.path)
-            self.saved = time.perf_counter()
-
     @contextlib.contextmanager
     def pause(self):
         """What happens inside does not count as time of training."""
@@ -291,3 +277,19 @@ class Run:
         """Bring progress and parts back to where `save` found them."""
         defaults = as_json(type(self.config)())
         self.progress = load_checkpoint(path, self.settings, self.parts, defaults)
+
+    def log(self, bar) -> None:
+        """Move the bar, keep the loss of every fifth step, save where it is time."""
+        progress, ended = self.progress, self.done >= 1
+        reached = progress.step if self.config.steps else progress.seconds
+        bar.update(min(bar.total, int(reached)) - bar.n)
+        if progress.step % 5 == 0 or ended:
+            mean = sum(self.recent) / len(self.recent)
+            progress.history.append([progress.step, progress.seconds, mean])
+            shown = {"loss": mean} | self.logs
+            shown["clips/s"] = progress.clips / max(progress.seconds, 1e-9)
+            bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items()}, refresh=False)
+            self.recent.clear()
+        if ended or time.perf_counter() - self.saved >= self.config.checkpoint_seconds:
+            self.save(self.path)
+            self.saved = time.perf_counter()

@@ -21,7 +21,6 @@ __all__ = [
     "TeacherForcing",
     "TokenizerObjective",
     "TransformerObjective",
-    "check_shares",
     "fit",
 ]
 
@@ -276,7 +275,3 @@ class TransformerObjective(Objective):
         noise = model.draw_noise(1, frames)
         rolled = continued(model, self.tokenizer, latents, prompt, noise, 0.0)[0]
         return clips | {"continued": self.tokenizer.decode(rolled)}, prompt
-
-
-def check_shares(config, names) -> None:
-    """To go: a field's annotation says its range."""
