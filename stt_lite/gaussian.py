@@ -34,7 +34,7 @@ def reparameterize(
 def kl_standard(
     mean: Float[Tensor, "*n"], log_variance: Float[Tensor, "*n"]
 ) -> Float[Tensor, "*n"]:
-    """KL(N(mean, variance) || N(0, 1)) of each element in nats (ibid., Appendix B)."""
+    """KL(N(mean, variance) || N(0, 1)) per element in nats (Kingma & Welling, 2014)."""
     return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1)
 
 
@@ -44,7 +44,7 @@ def kl_gaussians(
     mean_p: Float[Tensor, "*n"],
     log_variance_p: Float[Tensor, "*n"],
 ) -> Float[Tensor, "*n"]:
-    """KL(q || p) of each element in nats, for two normals q and p."""
+    """KL(q || p) per element in nats, for two normals q and p."""
     difference = log_variance_q - log_variance_p
     distance = (mean_q - mean_p).square() * torch.exp(-log_variance_p)
     return 0.5 * (distance + difference.exp() - difference - 1)

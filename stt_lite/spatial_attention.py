@@ -69,7 +69,6 @@ def attention(
     half = q.dtype in (torch.bfloat16, torch.float16)
     if q.device.type == "cpu" and half and k.shape[2] <= SHORT:
         return attention_weights(q, k, mask, causal) @ v  # (n N Lq Lk) @ (n N Lk d)
-
     fused = F.scaled_dot_product_attention  # takes a mask or causal, not both
     if causal and (mask is not None or q.shape[2] != k.shape[2]):
         mask, causal = _no_later_key(q, k, mask), False
