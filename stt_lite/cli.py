@@ -1,242 +1,30 @@
-"""The command `stt-lite`, with all of its subcommands. Built in appendix 94."""
+"""The command `stt-lite`: arguments, and how mistakes end. Built in appendix 94."""
 
-import json
-import runpy
+import contextlib
+import importlib.metadata
+import io
+import re
 import sys
-import time
-from dataclasses import dataclass, field
-from pathlib import Path
+import traceback
 from typing import Annotated
 
-import torch
 import tyro
-from jaxtyping import Float
-from torch import Tensor
 
-from stt_lite.bundles import held_out_clips, load_pretrained, pretrained
-from stt_lite.clips import ClipFolder, prepare_clips
-from stt_lite.contexts import PRESETS, TrainingConfig
-from stt_lite.evaluation import evaluate_model, evaluation_table, on_canonical
-from stt_lite.files import check_writable, weights_folder, write_file
-from stt_lite.generation import VideoModel
-from stt_lite.moving_mnist import MovingDigits
-from stt_lite.pipeline import train
-from stt_lite.tokenizer import TokenizerConfig
-from stt_lite.video import check_whole, load_video, save_video
-from stt_lite.widgets import side_by_side
+from stt_lite.commands import (
+    Compare,
+    Evaluate,
+    Generate,
+    Pretrained,
+    Train,
+    TrainFolder,
+)
+from stt_lite.contexts import PRESETS
 
-__all__ = ["Evaluate", "Generate", "Pretrained", "main"]
+__all__ = ["main"]
 
 
-def pick_device(name: str | None) -> str:
-    """The device of that name; None: cuda where there is one."""
-    return name or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@dataclass
-class Generate:
-    """Continue a video; write prompt and futures side by side.
-
-    Args:
-        bundle: bundled model by name, or a folder that training wrote.
-        prompt: video file or folder of images to continue; without one, a clip that is
-            held out, whose real future then stands on the left.
-        clip: which held-out clip, where there is no prompt.
-        prompt_frames: frames to continue: the last so many of the prompt.
-        new_frames: frames to generate.
-        samples: number of futures.
-        temperature: how much is left to chance, from 0 (nothing).
-        top_k: draw among so many likeliest tokens only; for a token head.
-        seed: the same seed gives the same futures.
-        window: slots of the cache; by default as many as in training.
-        out: file to write; its name ends in .gif or .mp4.
-        fps: speed of that video in frames per second.
-        device: "cpu", "cuda", ...; by default cuda where there is one.
-    """
-
-    bundle: str = "moving-mnist-tiny"
-    prompt: Path | None = None
-    clip: int = 0
-    prompt_frames: int = 15
-    new_frames: int = 5
-    samples: int = 1
-    temperature: float = 1.0
-    top_k: int | None = None
-    seed: int = 0
-    window: int | None = None
-    out: Path = Path("future.gif")
-    fps: float = 5.0
-    device: str | None = None
-
-    def run(self) -> None:
-        start = time.perf_counter()
-        if self.out.suffix.lower() not in (".gif", ".mp4"):
-            raise ValueError(f"out must end in .gif or .mp4, got {self.out}")
-        check_writable(self.out)
-        given = check_whole(self.prompt_frames, "prompt_frames")
-        new = check_whole(self.new_frames, "new_frames")
-        device = pick_device(self.device)
-        model, truth, note = load_pretrained(self.bundle, device), None, ""
-        if self.prompt is None:
-            truth = held_out_clips(model, 1, given + new, seed=self.clip)[0].cpu()
-            prompt, note = truth[:given], "; on the left what really happened"
-        else:
-            prompt = read_prompt(model, self.prompt, given)
-        video = model.generate(
-            prompt,
-            new,
-            self.samples,
-            self.temperature,
-            self.seed,
-            self.top_k,
-            self.window,
-            progress=sys.stderr.isatty(),
-        )[0]
-        row = side_by_side(video, len(prompt), truth)
-        save_video(self.out, row, fps=self.fps, scale=max(1, 128 // video.shape[-1]))
-        seconds = time.perf_counter() - start
-        print(self.out.resolve())
-        print(
-            f"prompt of {len(prompt)} frames, futures: {self.samples}, "
-            f"new frames: {new}{note}"
-        )
-        print(f"loaded, generated and written in {seconds:.1f} s on {device}")
-
-
-def read_prompt(model: VideoModel, path: Path, frames: int) -> Float[Tensor, "T C H W"]:
-    """The last frames of a video as the model wants them; prints what was changed."""
-    C, H, W = model.frame_shape
-    first, notes = load_video(path, frames=1)[0], []
-    clip = load_video(path, size=H, gray=C == 1)
-    if first.shape[1:] != (H, W):
-        h, w = first.shape[1:]
-        notes.append(f"centre square of {w}x{h} pixels resized to {W}x{H}")
-    if C == 1 and (first - first.mean(0)).abs().max() > 0.05:
-        notes.append("colour turned to grey")
-    if len(clip) > frames:
-        notes.append(f"the last {frames} of {len(clip)} frames taken")
-    if notes:
-        print(f"{path}: {', '.join(notes)}")
-    return clip[-frames:]
-
-
-@dataclass
-class Train:
-    """Train a transformer on digits, with a bundled tokenizer or one of its own."""
-
-    config: TrainingConfig
-    source: MovingDigits
-    tokenizer: str | None
-
-    def run(self) -> None:
-        print(f"trained: {train(self.config, self.source, self.tokenizer)}")
-
-
-@dataclass
-class TrainFolder:
-    """Train a tokenizer and a transformer on your own videos.
-
-    Args:
-        videos: a video file, or a folder that is searched for videos.
-        size: the centre square of each frame becomes size x size pixels.
-        frames: frames that training sees at once.
-        fps: frames per second that are taken.
-        gray: one channel instead of RGB.
-        codebook_size: codewords of the tokenizer.
-    """
-
-    videos: tyro.conf.Positional[Path]
-    config: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(out=Path("runs/own"), minutes=30.0)
-    )
-    size: int = 64
-    frames: int = 20
-    fps: float = 10.0
-    gray: bool = False
-    codebook_size: int = 512
-
-    def run(self) -> None:
-        clips = self.config.out / "clips"
-        found = prepare_clips(
-            self.videos, clips, self.size, self.fps, self.frames, gray=self.gray
-        )
-        print(found)
-        shape = TokenizerConfig(
-            channels=1 if self.gray else 3, codebook_size=self.codebook_size
-        )
-        print(f"trained: {train(self.config, ClipFolder(clips), shape)}")
-
-
-@dataclass
-class Evaluate:
-    """Evaluate a model on held-out clips, beside copying the last frame.
-
-    Args:
-        bundle: bundled model by name, or a folder that training wrote.
-        clips: number of clips of each seed.
-        seeds: one set of clips each; figures are their mean and standard deviation.
-        canonical: evaluate a 64x64 model on so many clips of the canonical test set,
-            too, where it can be downloaded.
-        out: JSON file to write.
-        device: "cpu", "cuda", ...; by default cuda where there is one.
-    """
-
-    bundle: str = "moving-mnist-tiny"
-    clips: int = 500
-    seeds: tuple[int, ...] = (1, 2, 3)
-    canonical: int = 0
-    out: Path | None = None
-    device: str | None = None
-
-    def run(self) -> None:
-        if self.out is not None:
-            check_writable(self.out)
-        model = load_pretrained(self.bundle, pick_device(self.device))
-        found = {"bundle": self.bundle}
-        if self.canonical:
-            found["canonical"] = on_canonical(model, self.canonical)
-        found |= evaluate_model(model, self.clips, self.seeds)
-        if self.out is not None:  # before it is printed: a closed pipe loses nothing
-            write_file(self.out, (json.dumps(found, indent=2) + "\n").encode())
-        print(evaluation_table(found, self.bundle))
-        if self.out is not None:
-            print(self.out.resolve())
-
-
-@dataclass
-class Pretrained:
-    """List the bundled models: frames, parameters, size, errors, licence."""
-
-    def run(self) -> None:
-        print(pretrained())
-
-
-@dataclass
-class Compare:
-    """Train rivals and ablations for equal times: book/experiments/compare.py.
-
-    Args:
-        arguments: of that script; --help lists them.
-    """
-
-    arguments: tyro.conf.Positional[tuple[str, ...]] = ()
-
-    def run(self) -> None:
-        script = weights_folder().parents[1] / "book" / "experiments" / "compare.py"
-        if not script.is_file():
-            raise ValueError("compare needs a checkout of the book: book/experiments")
-        sys.argv = [str(script), *self.arguments]
-        sys.path.insert(0, str(script.parent))
-        runpy.run_path(str(script), run_name="__main__")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run a command; what a user can cause is one line on stderr, and exit code 2.
-
-    Args:
-        arguments: None takes those of the shell.
-    """
-    arguments = sys.argv[1:] if arguments is None else arguments
+def parse(arguments: list[str]):
+    """The command that they ask for; ValueError: a setting out of its range."""
     presets = {name: Train(*preset) for name, preset in PRESETS.items()}
     notes = {
         name: f"{p.source.size}x{p.source.size} pixels, digits: {p.source.digits}"
@@ -251,21 +39,62 @@ def main(arguments: list[str] | None = None) -> None:
         "compare": Compare,
         "pretrained": Pretrained,
     }
-    if arguments[:1] == ["compare"]:  # its arguments are the script's
-        commands["compare"] = lambda: Compare(tuple(arguments[1:]))
-        arguments = arguments[:1]
+    box = io.StringIO()  # what tyro says of bad arguments
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog="stt-lite",
-            description="Generate video with a small spatial-temporal transformer.",
-            args=arguments,
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-        ).run()
-    except (ArithmeticError, ImportError, OSError, RuntimeError, ValueError) as error:
-        print(f"stt-lite: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        with contextlib.redirect_stderr(box):
+            return tyro.extras.subcommand_cli_from_dict(
+                commands,
+                prog="stt-lite",
+                description="Generate video with a small spatial-temporal transformer.",
+                args=arguments,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+            )
+    except SystemExit as stop:
+        error = stop.__context__
+        whole = isinstance(getattr(error, "arg", ""), str)  # a config, no single flag
+        while error is not None and not isinstance(error, ValueError):
+            error = error.__context__
+        if whole and error is not None:
+            raise error from None
+        sys.stderr.write(box.getvalue())
+        raise
 
 
-if __name__ == "__main__" and "__file__" in globals():  # a notebook has no file
-    main()
+def is_users(error: Exception) -> bool:
+    """Whether an error is of a kind that input can cause; others are our defects."""
+    if isinstance(error, RuntimeError):  # torch's word for a full memory, too
+        return bool(re.search("memory|overflow", str(error), re.IGNORECASE))
+    kinds = ArithmeticError, ImportError, MemoryError, OSError, ValueError
+    return isinstance(error, kinds)
+
+
+REPORT = "https://github.com/stt-lite/stt_lite/issues"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; what a user can cause is one line on stderr, and exit code 2.
+
+    Args:
+        arguments: None takes those of the shell.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        if arguments == ["--version"]:
+            print(f"stt-lite {importlib.metadata.version('stt_lite')}")
+        elif arguments[:1] == ["compare"]:  # what follows is the script's
+            Compare(tuple(arguments[1:])).run()
+        else:
+            parse(arguments).run()
+    except KeyboardInterrupt:
+        print(
+            "stt-lite: stopped; a training goes on when called again", file=sys.stderr
+        )
+        sys.exit(130)
+    except Exception as error:
+        if is_users(error):
+            message = " ".join(str(error).split()) or type(error).__name__
+            print(f"stt-lite: {message}", file=sys.stderr)
+            sys.exit(2)
+        traceback.print_exc()
+        print(f"stt-lite: our mistake: please report it at {REPORT}", file=sys.stderr)
+        sys.exit(1)
