@@ -72,15 +72,15 @@ def _moment(row: Row, t: int, prompt_frames: int | None, width: int) -> str:
     for name, clip in row:
         last = min(t, len(clip) - 1)
         kind = kind_of(name, last, prompt_frames)
-        note = html.escape(" · ".join(word for word in (name, kind) if word))
+        words = [html.escape(word) for word in (name, kind) if word]
         picture = png(Image.fromarray(to_bytes(clip[last : last + 1])[0]))
         picture = base64.b64encode(picture).decode()
         pixels = max(1, round(width / clip.shape[3])) * clip.shape[3] + 6  # two borders
         figures.append(
             f'<figure class="stt-frame stt-{kind or "plain"}" style="width:{pixels}px">'
-            f'<img alt="{note or "clip"}, frame {t + 1}"'
+            f'<img alt="{" · ".join(words) or "clip"}, frame {t + 1}"'
             f' src="data:image/png;base64,{picture}">'
-            f"<figcaption>{note}&nbsp;</figcaption></figure>"
+            f"<figcaption>{'<br>'.join(words)}</figcaption></figure>"
         )
     return f'<div class="stt-frames">{"".join(figures)}</div>'
 
@@ -182,7 +182,7 @@ def explore(model, clips: Float[Tensor, "B T C H W"], prompt_frames: int = 15):
         "seed": widgets.IntText(0),
     }
     for name, choice in choices.items():
-        choice.description = name
+        choice.description, choice.style.description_width = name, "90px"
     button, view = widgets.Button(description="generate"), widgets.VBox()
 
     def press(_):
@@ -218,6 +218,7 @@ def live_view(every: int = 2):
     """Loss curves and a film strip, kept fresh: `train(config, watch=live_view())`."""
     import matplotlib.pyplot as plt
     from IPython.display import display
+    from matplotlib.ticker import LogLocator
 
     curves, places = {}, {}
 
@@ -234,6 +235,9 @@ def live_view(every: int = 2):
             _, seconds, losses = zip(*history)
             axis.plot(seconds, losses, label=label)
         axis.set(yscale="log", xlabel="seconds of training", ylabel="loss")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("")
         axis.legend(frameon=False)
         plt.close(figure)
         show("curves", figure)
