@@ -13,7 +13,6 @@ the checkpoint from before the learning rate fell.
 import argparse
 import io
 import json
-import shutil
 import sys
 import tarfile
 import time
@@ -86,7 +85,7 @@ def training_flops(preset: Preset) -> float:
     Those of the tokenizer are not counted.
     """
     config, source, named = preset
-    shape = shape_of(config, source, stt.load_tokenizer(named))
+    shape = shape_of(config, source, stt.load_tokenizer(named).config)
     return 3.0 * source.frames * count_flops(shape, source.frames, posterior=True)
 
 
@@ -96,7 +95,7 @@ def check(preset: Preset, compiled: bool, seconds: float) -> float:
     accelerator = new_accelerator(config.precision, compiled)
     device, tokenizer = accelerator.device, stt.load_tokenizer(named)
     torch.manual_seed(0)
-    net = stt.SpatialTemporalTransformer(shape_of(config, source, tokenizer))
+    net = stt.SpatialTemporalTransformer(shape_of(config, source, tokenizer.config))
     objective = config.objective(net, tokenizer, source).to(device).train()
     trained, stepper = accelerator.prepare(objective, objective.optimizer())
     losses, begin, since = [], time.perf_counter(), None
@@ -199,14 +198,16 @@ def pack(run: Path, out: Path) -> None:
     print(f"packed: {len(data) / 2**20:.1f} MiB in {-(-len(data) // PIECE)} pieces")
 
 
-def resumed(config: stt.TrainingConfig, checkpoint: Path) -> stt.TrainingConfig:
-    """The same run, going on from a stable checkpoint of another machine.
+def resumed(config: stt.TrainingConfig, args: argparse.Namespace, tokenizer: str):
+    """The config of a run that goes on from a stable checkpoint of another machine.
 
-    Its seconds count; the learning rate falls in the last fifth of what is added.
+    Its seconds count; the learning rate falls in the last fifth of what is added. The
+    tokenizer may lie elsewhere now, but must be the same.
     """
+    state = torch.load(args.resume, map_location="cpu", weights_only=True)
+    state["config"]["tokenizer"] = tokenizer
     config.out.mkdir(parents=True, exist_ok=True)
-    shutil.copy(checkpoint, config.out / "transformer.checkpoint")
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    torch.save(state, config.out / "transformer.checkpoint")
     before, added = state["progress"]["seconds"], 60 * config.minutes
     share = config.decay_share * added / (before + added)
     return replace(config, minutes=(before + added) / 60, decay_share=share)
@@ -229,7 +230,7 @@ def main() -> None:
         raise SystemExit(f"--seconds must leave time to train, got {args.seconds:.0f}")
     config = replace(preset.config, compile=compiled, minutes=left / 60)
     if args.resume:
-        config = resumed(config, args.resume)
+        config = resumed(config, args, preset.tokenizer)
     run = stt.train(config, preset.source, preset.tokenizer)
     record = json.loads((run / "transformer.json").read_text())
     speed = record["clips_seen"] / record["seconds"]
