@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -66,7 +67,7 @@ def meet(rank: int, folder: str) -> None:
 def report_clocks(rank: int, folder: str) -> None:
     """Three steps of a run that learns nothing, the second process much slower."""
     meet(rank, folder)
-    config = RunConfig(out=f"{folder}/out", steps=3)
+    config = RunConfig(out=Path(folder, "out"), steps=3)
     run = Run(config, "thing")
     for _ in run.steps():
         time.sleep(0.1)
@@ -112,7 +113,7 @@ class FakeClips:
 def train_digits(folder: str, tokenizer: str | None = None, **changes) -> None:
     """A transformer on digits, in forty steps or as told; a tokenizer, too."""
     changes = {"steps": 40, "checkpoint_seconds": 0.0} | changes
-    config = TeacherForcing(out=folder, **TINY | changes)
+    config = TeacherForcing(out=Path(folder), **TINY | changes)
     tokenizer = tokenizer or TokenizerConfig(**TOKENS)
     train(config, MovingDigits(size=16, frames=4), tokenizer)
 

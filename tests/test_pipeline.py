@@ -46,16 +46,7 @@ class Settings:
 
     def objective(self, config, source):
         assert config.adamw_rate == 0.005 and config.compile is None  # all of it
-        return Weighted(Tokenizer(self.shape), config, source)
-
-
-class Weighted(TokenizerObjective):
-    def optimizer(self):
-        FOUND.append(self.config)
-        return super().optimizer()
-
-
-FOUND = []
+        return TokenizerObjective(Tokenizer(self.shape), config, source)
 
 
 def described(how, source, folder):
