@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from stt_lite.evaluation import squared_error
 from stt_lite.moving_mnist import Batch, Source
-from stt_lite.optim import MuonAdamW
 from stt_lite.runs import Step
 from stt_lite.tokenizer import Tokenizer
-from stt_lite.training import TeacherForcing
+from stt_lite.training import Objective, TeacherForcing
 
 
 class LatentVelocity:
@@ -103,22 +102,12 @@ class ConvLSTM(nn.Module):
         return self(prompt, prompt.shape[1], new_frames)[:, -new_frames:].clamp(0, 1)
 
 
-class ConvLSTMObjective(nn.Module):
+class ConvLSTMObjective(Objective):
     """Squared error of predictions, first from real frames, then from its own."""
 
-    averaged = True
-
     def __init__(self, model: ConvLSTM, config: TeacherForcing, source: Source):
-        super().__init__()
-        self.model, self.config, self.source = model, config, source
-
-    def optimizer(self) -> torch.optim.Optimizer:
-        rate = self.config.adamw_rate
-        return MuonAdamW([], self.model.parameters(), adamw_rate=rate)
-
-    def sample(self, step: Step, device: torch.device) -> Batch:
-        frames = self.source.frames
-        return self.source.draw(self.config.batch, frames, step.on_cpu, device)
+        super().__init__(model, config, source)
+        self.averaged = config.average
 
     def prepare(self, batch: Batch, step: Step) -> dict:
         """The prompt is a quarter of the clip or more: it learns to go on for long."""
