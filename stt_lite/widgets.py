@@ -133,17 +133,6 @@ def _player(rows: list[list[Row]], values: list[str], prompt_frames, fps, width)
     )
 
 
-def scrub(videos, labels=None, *, prompt_frames=None, fps: float = 5.0, width=None):
-    """Play, pause and drag through one clip or several side by side.
-
-    Arguments as in `film_strip`; `fps` is the speed of play; `width` that of a clip on
-    the screen, about. Returns an `ipywidgets.VBox` that works without a kernel, too.
-    """
-    row, _ = named(videos, labels, prompt_frames)
-    width = width or (256 if len(row) == 1 else 192 if len(row) < 4 else 128)
-    return _player([[row]], [""], prompt_frames, fps, width)
-
-
 def futures(
     videos: Float[Tensor, "n A S T C H W"],
     truth: Float[Tensor, "n T C H W"],
@@ -163,6 +152,17 @@ def futures(
     ]
     values = [f"{value:g}" for value in temperatures]
     return _player(rows, values, prompt_frames, fps, width=128)
+
+
+def scrub(videos, labels=None, *, prompt_frames=None, fps: float = 5.0, width=None):
+    """Play, pause and drag through one clip or several side by side.
+
+    Arguments as in `film_strip`; `fps` is the speed of play; `width` that of a clip on
+    the screen, about. Returns an `ipywidgets.VBox` that works without a kernel, too.
+    """
+    row, _ = named(videos, labels, prompt_frames)
+    width = width or (256 if len(row) == 1 else 192 if len(row) < 4 else 128)
+    return _player([[row]], [""], prompt_frames, fps, width)
 
 
 def explore(model, clips: Float[Tensor, "B T C H W"], prompt_frames: int = 15):
