@@ -1,3 +1,4 @@
+# Made from notebooks/14_game_worlds.ipynb by "make extract".
 """Clips of games, for training, and where their ball is. Built in chapter 14."""
 
 import json
@@ -87,15 +88,6 @@ class GameClips:
         shape = {"size": self.size, "channels": 3, "frames": self.frames}
         return {"content": content} | shape | {"played": self.options}
 
-    def numbers(self, split: str, game: str | None = None) -> list[int]:
-        """Places in `episodes` of a split's episodes, of one game or of all."""
-        if game is not None and game not in self.options["games"]:
-            played = ", ".join(self.options["games"])
-            raise ValueError(f"game must be one of {played}, got {game!r}")
-        wanted = [split], [game] if game else self.options["games"]
-        places = enumerate((e["split"], e["game"]) for e in self.episodes)
-        return [i for i, (s, g) in places if s in wanted[0] and g in wanted[1]]
-
     def draw(self, n, frames=20, generator=None, device="cpu") -> Batch:
         """Clips of training episodes: all and every place in them equally likely."""
         return Batch(self.random("train", n, frames, generator, device))
@@ -117,6 +109,22 @@ class GameClips:
         places = [(numbers[i], start) for i, start in zip(chosen, starts)]
         return self.read(places, frames, device)
 
+    def read(self, places, frames: int, device) -> Float[Tensor, "n T 3 size size"]:
+        """Clips from their places: number of an episode, and first frame."""
+        screens = np.stack([self.screens[i, t : t + frames] for i, t in places])
+        indices = torch.from_numpy(screens).to(device).long()  # travel as bytes
+        colours = self.palette.to(device)[indices]  # (n T 160 160 3)
+        return area_resize(colours.movedim(-1, 2).contiguous(), self.size)
+
+    def numbers(self, split: str, game: str | None = None) -> list[int]:
+        """Places in `episodes` of a split's episodes, of one game or of all."""
+        if game is not None and game not in self.options["games"]:
+            played = ", ".join(self.options["games"])
+            raise ValueError(f"game must be one of {played}, got {game!r}")
+        wanted = [split], [game] if game else self.options["games"]
+        places = enumerate((e["split"], e["game"]) for e in self.episodes)
+        return [i for i, (s, g) in places if s in wanted[0] and g in wanted[1]]
+
     def with_ball(
         self, n: int, frames: int = 20, device="cpu", game: str | None = None
     ) -> tuple[Float[Tensor, "n T 3 H W"], Float[Tensor, "n T 2"]]:
@@ -135,13 +143,6 @@ class GameClips:
         ball = torch.stack([self.ball[i, t : t + frames] for i, t in places])
         ball = (ball + 0.5) * self.size / FIELD - 0.5
         return self.read(places, frames, device), ball.to(device)
-
-    def read(self, places, frames: int, device) -> Float[Tensor, "n T 3 size size"]:
-        """Clips from their places: number of an episode, and first frame."""
-        screens = np.stack([self.screens[i, t : t + frames] for i, t in places])
-        indices = torch.from_numpy(screens).to(device).long()  # travel as bytes
-        colours = self.palette.to(device)[indices]  # (n T 160 160 3)
-        return area_resize(colours.movedim(-1, 2).contiguous(), self.size)
 
 
 def played_again(data: dict) -> GameClips:

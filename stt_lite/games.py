@@ -1,3 +1,4 @@
+# Made from notebooks/14_game_worlds.ipynb by "make extract".
 """Atari games that a seed plays, and plays again. Built in chapter 14."""
 
 import json
@@ -22,6 +23,7 @@ __all__ = [
     "play",
     "play_games",
 ]
+
 
 FIELD = 160  # edge of the playing field in pixels; what is above it shows the score
 
@@ -145,6 +147,14 @@ def new_console(game: str, seed: int, sticky: float):
     return console, ale_py.Action.__members__
 
 
+def ball_in(ram: np.ndarray, colours: np.ndarray, game: Game) -> tuple[float, float]:
+    """The ball's centre, from memory; NaN unless the screen shows half of it."""
+    row, column = (int(ram[game.ram[i]]) - game.origin[i] for i in (0, 1))
+    there = colours[max(0, row) : max(0, row + 4), max(0, column) : column + 2]
+    seen = (there == game.ball).all(-1).sum() >= 4
+    return (row + 1.5, column + 0.5) if seen else (np.nan, np.nan)
+
+
 def play(
     game: str,
     frames: int = 400,
@@ -197,14 +207,6 @@ def play(
     return kept
 
 
-def ball_in(ram: np.ndarray, colours: np.ndarray, game: Game) -> tuple[float, float]:
-    """The ball's centre, from memory; NaN unless the screen shows half of it."""
-    row, column = (int(ram[game.ram[i]]) - game.origin[i] for i in (0, 1))
-    there = colours[max(0, row) : max(0, row + 4), max(0, column) : column + 2]
-    seen = (there == game.ball).all(-1).sum() >= 4
-    return (row + 1.5, column + 0.5) if seen else (np.nan, np.nan)
-
-
 def play_games(
     folder: str | os.PathLike,
     games: tuple[str, ...] = tuple(GAMES),
@@ -214,9 +216,7 @@ def play_games(
     seed: int = 0,
     skip: int = 3,
 ) -> Path:
-    """Play episodes of every game and keep their screens, one byte per pixel.
-
-    What was played with the same options is not played again.
+    """Play episodes of each game, unless they were played so, and keep their screens.
 
     Args:
         folder: gets screens.npy, ball.npy and index.json.
@@ -237,10 +237,10 @@ def play_games(
     options = options | {"skip": skip, "games": list(games)}
     for name, limits in {"train": (1, 5000), "test": (1, 5000), "seed": (0,)}.items():
         check_whole(options[name], name, *limits)
-    check_whole(frames, "frames")
-    check_whole(skip, "skip")
     for game in games:
         known_game(game)
+    check_whole(frames, "frames")
+    check_whole(skip, "skip")
     index = folder / "index.json"
     if index.is_file() and json.loads(index.read_text())["options"] == options:
         return folder
