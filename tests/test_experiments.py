@@ -1,24 +1,39 @@
 """book/experiments: rivals, ablations, variants and failures; records of chapter 12."""
 
 import json
+import sys
 from dataclasses import asdict, replace
 
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 import compare
+import game_scores
+import photographs
 import stt_lite as stt
 from compare import VARIANTS, take_over, train_variant
 from failures import bounces, explain, worst
+from grow import grow, train_grown
+from perceptual import frechet_distance, perceptual
 from rivals import ConvLSTM, ConvLSTMCell, LatentVelocity
+from spoil import SpoilConfig, blur, hide
 from stt_lite.contexts import TrainingConfig
-from stt_lite.evaluation import PROTOCOLS, squared_error, without_chance
-from stt_lite.files import results_folder
+from stt_lite.evaluation import (
+    PROTOCOLS,
+    ink,
+    rollout_error,
+    squared_error,
+    without_chance,
+)
+from stt_lite.files import read_record, results_folder
+from stt_lite.game_clips import GAME_TOKENIZER
+from stt_lite.machines import seed_everything
 from stt_lite.moving_mnist import MovingDigits, moving_mnist
+from stt_lite.runs import Step
 from stt_lite.transformer import SpatialTemporalTransformer
 
 SHORT = MovingDigits(frames=6)
-WITH_LAYERS = [name for name, variant in VARIANTS.items() if variant.layer]
 
 
 def random_frames(*shape, seed=0):
@@ -323,4 +338,218 @@ def test_comparisons_were_trained_as_their_variants_say(path):
 def test_the_chapter_names_every_variant(root):
     chapter = (root / "notebooks" / "12_what_each_idea_is_worth.ipynb").read_text()
     for name, variant in VARIANTS.items():
-        assert rf'\"{name}\": \"{variant.title}\"' in chapter
+        assert rf"\"{name}\": \"{variant.title}\"" in chapter
+
+
+# --- a wider transformer from a narrower one
+
+
+@pytest.mark.parametrize("gaussian", ["latent", "off"])
+def test_a_grown_transformer_computes_the_same_and_every_weight_can_learn(gaussian):
+    sizes = {"width": 16, "layers": 2, "heads": 2, "grid": (3, 4)}
+    config = stt.TransformerConfig(**sizes, gaussian=gaussian)
+    net = SpatialTemporalTransformer(config)
+    for p in net.parameters():  # nothing that is zero at first may hide a mistake
+        p.data += 0.3 * torch.randn_like(p)
+    wide = grow(net, replace(config, width=40, heads=5))
+    assert wide.training and wide.config.width == 40
+    latents, noise = torch.randn(2, 5, 8, 3, 4), net.draw_noise(2, 5)
+    for posterior in (True, False, 2):
+        a, b = (m(latents, noise=noise, posterior=posterior) for m in (net, wide))
+        assert torch.allclose(a.prediction, b.prediction, atol=1e-4)
+        assert torch.allclose(a.kl, b.kl, rtol=1e-3, atol=1e-4)
+    before = [p.detach().clone() for p in wide.parameters()]
+    optimizer = torch.optim.Adam(wide.parameters(), 1e-3)  # takes visible steps
+    for _ in range(3):  # weights behind those that are zero learn from the second on
+        out = wide(latents, noise=noise)
+        (out.prediction.square().mean() + out.kl.mean()).backward()
+        optimizer.step()
+    for (name, p), old in zip(wide.named_parameters(), before):
+        assert (p != old).float().mean() > 0.99, name
+
+
+def test_grow_refuses_what_it_can_not_keep():
+    config = stt.TransformerConfig(width=32, heads=4)
+    net = SpatialTemporalTransformer(config)
+    assert grow(net, config) is net
+    wider = {"width": 64, "heads": 8}
+    for other in ({"width": 16, "heads": 2}, {"width": 64}, wider | {"layers": 4}):
+        with pytest.raises(ValueError, match="config must be that of net"):
+            grow(net, replace(config, **other))
+    bottleneck = replace(config, gaussian="bottleneck")
+    with pytest.raises(ValueError, match="config must be that of net"):
+        grow(SpatialTemporalTransformer(bottleneck), replace(bottleneck, **wider))
+
+
+def test_a_bundle_goes_on_with_more_channels(tmp_path, tiny):
+    width = 2 * tiny.transformer.config.width
+    slow = {"muon_rate": 1e-9, "adamw_rate": 1e-9}
+    config = TrainingConfig(out=tmp_path, steps=1, batch=1, width=width, **slow)
+    model = stt.load_pretrained(train_grown(config, "moving-mnist-tiny"))
+    assert model.transformer.config.width == width
+    assert model.record["started_from"]["sha256"] == tiny.record["sha256"]
+    prompt = moving_mnist(1, 5, 32, 1, seed=0)
+    videos = [m.generate(prompt, 1, temperature=0.0) for m in (tiny, model)]
+    assert torch.allclose(*videos, atol=1e-3)  # steps were too small to lead elsewhere
+
+
+# --- contexts blurred and partly hidden
+
+
+def test_blur_is_scipys_with_black_around_and_a_width_for_each_frame():
+    frames, width = torch.rand(2, 20, 28), [1.5, 0.0]
+    blurred = blur(frames[:, None], torch.tensor(width))
+    for frame, found, w in zip(frames.double().numpy(), blurred, width):
+        options = {"mode": "constant", "truncate": 8}
+        expected = gaussian_filter(frame, w, **options) if w else frame
+        assert torch.allclose(found[0], torch.as_tensor(expected).float(), atol=1e-4)
+
+
+def test_hide_blackens_a_box_and_nothing_else():
+    clips = torch.rand(3, 10, 2, 8, 12) + 0.1
+    low = torch.tensor([[0.2, 0.0, 0.5], [-0.2, 0.5, -0.3], [0.3, 0.3, 0.3]])
+    high = torch.tensor([[0.5, 1.0, 0.75], [0.1, 2.0, 0.25], [0.3, 0.6, 0.6]])
+    expected = clips.clone()
+    expected[0, 2:5, :, :, 6:9] = 0
+    expected[1, :1, :, 4:, :3] = 0  # the third clip's box is empty
+    assert torch.equal(hide(clips, low, high), expected)
+
+
+def ink_of_contexts(step=0, **changes):
+    """Of what a small transformer is given of 8 clips, and of its square: (8, 8)."""
+    config = SpoilConfig(
+        batch=8, fade=0.0, corruption=0.0, rollout_share=0.0, **changes
+    )
+    shape = stt.TransformerConfig(width=16, layers=1, heads=2)
+    tokenizer, source = stt.load_tokenizer("moving-mnist-tiny"), MovingDigits(frames=8)
+    net = SpatialTemporalTransformer(shape)
+    objective = config.objective(net, tokenizer, source)
+    drawn = Step(0.0, *seed_everything(0, step, "cpu"), 0, 1)
+    batch = objective.sample(drawn, torch.device("cpu"))
+    seen = objective.prepare(batch, drawn)
+    assert torch.equal(seen["clips"], batch.clips)
+    assert torch.equal(seen["target"], objective.tokens(batch.clips)[0])
+    video = tokenizer.decode(seen["context"].flatten(0, 1)).unflatten(0, (8, 8))
+    return ink(video), ink(video.square())
+
+
+def test_blur_grows_in_the_context_and_leaves_the_target():
+    sharp, spread = (ink_of_contexts(blur=most) for most in (0.0, 6.0))
+    left = (spread[1] / spread[0]) / (sharp[1] / sharp[0])  # grey lowers it
+    assert left.min() < 0.5 and (left.mean(1) > 0.9).any()  # clouds, and hardly any
+    assert (left[:, 0] < 0.9).any()  # in some it began before the clip
+    assert ((left[:, 0] > 0.97) & (left[:, -1] < 0.8)).any()  # in others it comes later
+
+
+def test_a_share_of_the_contexts_is_hidden_and_no_target():
+    kept = {0.5: [], 0.99: []}
+    for step in range(12):
+        whole, _ = ink_of_contexts(step)
+        for share in kept:
+            kept[share].append(ink_of_contexts(step, hide=share)[0] / whole)
+    half, all_but_one = (torch.cat(k) for k in kept.values())  # (clips, frames)
+    touched, most = (((k - 1).abs() > 0.02).any(1) for k in (half, all_but_one))
+    assert touched.sum() >= 3 and 1.3 * touched.sum() < most.sum()
+    assert all_but_one[most].min(1).values.min() < 0.1
+    assert all_but_one[most].max(1).values.min() > 0.9  # for some frames only
+
+
+# --- metrics of pretrained networks
+
+
+def test_frechet_distance_in_closed_form(unchecked):
+    a = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0)).double()
+    mix = torch.tensor([[1.0, 0.5, 0.0], [0.0, 2.0, 0.3], [0.1, 0.0, 0.5]])
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-5)
+    shifted = a + torch.tensor([3.0, 0.0, 4.0])
+    assert frechet_distance(a, shifted) == pytest.approx(25, rel=1e-6)
+    doubled = a.mean(0).square().sum() + a.var(0).sum()
+    assert frechet_distance(a, 2 * a) == pytest.approx(doubled.item(), rel=1e-6)
+    b = a @ mix.double()
+    values, vectors = torch.linalg.eigh(a.T.cov())
+    root = vectors @ values.sqrt().diag() @ vectors.T
+    inner = torch.linalg.eigvalsh(root @ b.T.cov() @ root).clamp(min=0).sqrt().sum()
+    wanted = (a.mean(0) - b.mean(0)).square().sum() - 2 * inner
+    wanted += a.T.cov().trace() + b.T.cov().trace()
+    assert frechet_distance(a, b) == pytest.approx(wanted.item(), rel=1e-6)
+    assert frechet_distance(a[:, :1], 2 * a[:, :1]) == pytest.approx(
+        (a[:, 0].mean() ** 2 + a[:, 0].var()).item(), rel=1e-6
+    )
+    for bad in (a[:1], a[:, :2]):
+        with pytest.raises(ValueError, match="features must be"):
+            frechet_distance(a, bad)
+
+
+def test_perceptual_says_what_it_leaves_out(monkeypatch, capsys, unchecked):
+    """Without the packages there is a line for each, and no failure."""
+    for name in ("torchmetrics.image.lpip", "torchvision.models.video"):
+        monkeypatch.setitem(sys.modules, name, None)
+    clips = random_frames(2, 3, 1, 8, 8)
+    assert perceptual(clips, clips) == {}
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 2 and all("left out" in line for line in printed)
+    with pytest.raises(ValueError, match="must have one shape"):
+        perceptual(clips, clips[:1])
+
+
+# --- photographs and games
+
+
+def test_photographs_are_trained_and_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(photographs, "results_folder", lambda: tmp_path)
+    photographs.bf16(steps=2)
+    record = json.loads((tmp_path / "vqgan-bf16.json").read_text())
+    assert record["finite"] and record["steps"] == 2 and record["precision"] == "bf16"
+    assert record["frames_seen"] == 8 and "out" not in record["training"]
+    assert record["vqgan"]["start"] == 0.1 and "shape" not in record["vqgan"]
+    found = photographs.measure(stt.load_tokenizer("photographs-vqgan"))["128"]
+    then = read_record(results_folder() / "photographs-vqgan-tokenizer.json")
+    for key in ("tiles", "psnr", "ssim"):
+        assert found[key] == pytest.approx(then["metrics"]["128"][key], rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def games(tmp_path_factory):
+    pytest.importorskip("ale_py")
+    options = {"train": 1, "test": 1, "frames": 60}
+    folder = stt.play_games(tmp_path_factory.mktemp("games"), **options)
+    return stt.GameClips(folder, frames=2)
+
+
+def test_game_scores_have_every_game_and_both_rivals(games):
+    model, names = stt.load_pretrained("game"), games.options["games"]
+    kept = game_scores.reconstruction_scores(model.tokenizer, games, 2)
+    assert set(kept) == set(names)
+    assert all(m["frames"] == 40 and m["ball_kept"] > 0.9 for m in kept.values())
+    scores = game_scores.forecast_scores(model, games, 1)
+    assert set(scores) == {*names, "all"}
+    real = games.with_ball(1, 20, game="pong")[0]
+    wanted = rollout_error(None, real, 15).tolist()
+    got = scores["pong"]["copy"]["15->5"]["squared_error"]
+    assert got == pytest.approx(wanted, rel=1e-4)
+    errors = [scores[n]["model"]["10->10"]["squared_error"] for n in names]
+    mean = torch.tensor(errors).mean(0).tolist()
+    all_games = scores["all"]["model"]["10->10"]["squared_error"]
+    assert all_games == pytest.approx(mean, rel=1e-5)
+    shares = game_scores.ball_over_time(model, games, 1, new_frames=3)
+    truth = games.with_ball(1, 18, game="breakout")[0][:, 15:]
+    shown = game_scores.sees_ball(truth, "breakout").float().mean(0).tolist()
+    assert shares["breakout"]["real"] == shown
+    curves = [c for who in shares.values() for c in who.values()]
+    assert all(len(c) == 3 and 0 <= min(c) <= max(c) <= 1 for c in curves)
+
+
+def test_the_comparison_of_weights_changes_nothing_else(games, tmp_path):
+    small = replace(GAME_TOKENIZER.shape, width=16, residual_blocks=0)
+    settings = replace(GAME_TOKENIZER, shape=small, adversarial=0.0)
+    config = TrainingConfig(out=tmp_path / "runs", batch=1)
+    paths = game_scores.compare_moving(
+        games, tmp_path, (0.0, 4.0), steps=2, n=1, settings=settings, config=config
+    )
+    names = [f"game-ablation-moving-{weight}.json" for weight in (0, 4)]
+    assert [path.name for path in paths] == names
+    a, b = (json.loads(path.read_text()) for path in paths)
+    assert a["vqgan"].pop("moving") == 0 and b["vqgan"].pop("moving") == 4
+    assert a["vqgan"] == b["vqgan"] and a["training"] == b["training"]
+    assert a["steps"] == b["steps"] == 2 and "out" not in a["training"]
+    assert set(a["metrics"]) == set(games.options["games"])
