@@ -1,3 +1,4 @@
+# Made from notebooks/07_transformer.ipynb by "make extract".
 """One layer of the transformer, and the config of all of it."""
 
 from dataclasses import dataclass

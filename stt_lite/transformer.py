@@ -1,3 +1,4 @@
+# Made from notebooks/07_transformer.ipynb by "make extract".
 """The whole model: each frame's latents from those of all frames before it."""
 
 import os
@@ -86,6 +87,35 @@ class SpatialTemporalTransformer(nn.Module):
             after.append(known)
         return self.from_stream(x), torch.stack(kls, dim=-1), tuple(after)
 
+    def draw_noise(
+        self, batch: int, frames: int, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "B T L hP wP Z"]:
+        """Draws from N(0, 1): by the frame or at once, one generator gives the same."""
+        c, device = self.config, self.start.device
+        channels = {"off": 0, "bottleneck": c.width, "latent": c.noise_channels}
+        shape = (batch, c.layers, *c.stream_grid, channels[c.gaussian])
+        source = device if generator is None else generator.device
+        draws = [
+            torch.randn(shape, generator=generator, device=source)
+            for _ in range(frames)
+        ]
+        return torch.stack(draws, dim=1).to(device)
+
+    def empty_cache(self, batch: int, slots: int) -> tuple[KeyValueCache, ...]:
+        """One cache per layer, for `batch` clips and `slots` frames."""
+        grid = self.config.stream_grid
+        return tuple(
+            layer.temporal.empty_cache(batch, grid, slots) for layer in self.layers
+        )
+
+    def check_latents(self, latents: Tensor) -> None:
+        """ValueError unless latents are (B T D h w) with the config's (D h w)."""
+        expected = (self.config.latent_channels, *self.config.grid)
+        got = tuple(latents.shape)
+        if len(got) != 5 or got[2:] != expected:
+            shape = f"(B T D h w), (D h w) = {expected}"
+            raise ValueError(f"latents must have shape {shape}, got {got}")
+
     def forward(
         self,
         latents: Float[Tensor, "B T D h w"],
@@ -133,14 +163,6 @@ class SpatialTemporalTransformer(nn.Module):
         if real is not None:
             kl = torch.where(real[..., None], kl, 0)
         return TransformerOutput(prediction, kl)
-
-    def check_latents(self, latents: Tensor) -> None:
-        """ValueError unless latents are (B T D h w) with the config's (D h w)."""
-        expected = (self.config.latent_channels, *self.config.grid)
-        got = tuple(latents.shape)
-        if len(got) != 5 or got[2:] != expected:
-            shape = f"(B T D h w), (D h w) = {expected}"
-            raise ValueError(f"latents must have shape {shape}, got {got}")
 
     def step(
         self,
@@ -195,27 +217,6 @@ class SpatialTemporalTransformer(nn.Module):
         cache = self.empty_cache(B, slots)
         x = self.shift(frames, condition)
         return self.run_layers(x, noise, frames, temperature, cache=cache)[2]
-
-    def empty_cache(self, batch: int, slots: int) -> tuple[KeyValueCache, ...]:
-        """One cache per layer, for `batch` clips and `slots` frames."""
-        grid = self.config.stream_grid
-        return tuple(
-            layer.temporal.empty_cache(batch, grid, slots) for layer in self.layers
-        )
-
-    def draw_noise(
-        self, batch: int, frames: int, generator: torch.Generator | None = None
-    ) -> Float[Tensor, "B T L hP wP Z"]:
-        """Draws from N(0, 1): by the frame or at once, one generator gives the same."""
-        c, device = self.config, self.start.device
-        channels = {"off": 0, "bottleneck": c.width, "latent": c.noise_channels}
-        shape = (batch, c.layers, *c.stream_grid, channels[c.gaussian])
-        source = device if generator is None else generator.device
-        draws = [
-            torch.randn(shape, generator=generator, device=source)
-            for _ in range(frames)
-        ]
-        return torch.stack(draws, dim=1).to(device)
 
 
 def prediction_error(
