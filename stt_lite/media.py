@@ -173,18 +173,13 @@ def read_frames(
     transparent. Images of a folder are taken by the numbers in their names.
 
     Args:
-        path: the file or folder.
         size: the centre square of each frame becomes size x size pixels.
         channels: 1 (luma) or 3 (RGB).
         fps: at each moment k / fps the latest frame: some are left out or repeated;
             None: each frame once. Still images have no clock: each is a frame.
 
-    Yields:
-        A frame, and the share of the whole that is read, in [0, 1].
-
-    Raises:
-        FileNotFoundError: neither a file nor a folder.
-        ValueError: not readable, which `__cause__` explains, or no frames.
+    Yields each frame with the share of the whole that is read, in [0, 1]. Raises
+    FileNotFoundError, and ValueError for what is not readable (`__cause__` says why).
     """
     path = Path(path).expanduser()
     if not path.is_file() and not path.is_dir():

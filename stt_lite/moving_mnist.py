@@ -158,11 +158,8 @@ def moving_mnist(
         generator: a CPU generator, not together with `seed`; None: torch's global one.
         device: where the frames are drawn.
 
-    Returns:
-        Clips (B T 1 size size) with values in [0, 1], float32.
-
-    Raises:
-        ValueError: a number out of range, an unknown split, or both seed and generator.
+    Returns clips in [0, 1], float32. ValueError: a number out of range, an unknown
+    split, or both seed and generator.
     """
     check_whole(n, "n")
     _check_numbers(frames, size, digits)
@@ -246,16 +243,9 @@ def canonical_test_set(
 
     Downloaded once (820 MB, md5 checked) into $STT_LITE_CACHE or the user's cache.
 
-    Args:
-        n: number of clips, 1 to 10,000: the first n.
-        fallback: where there is no network, held-out clips of `moving_mnist`, seed 0.
-
-    Returns:
-        The clips in [0, 1], and their origin, "canonical" or "sampler".
-
-    Raises:
-        ValueError: n out of range, or a download whose hash is wrong.
-        ConnectionError: no way to download the set, and fallback is False.
+    Returns the first n clips and their origin, "canonical", or "sampler" where there is
+    no network and held-out clips of `moving_mnist` stand in; without `fallback` that is
+    a ConnectionError. ValueError: n out of range, or a wrong hash.
     """
     import pooch
 

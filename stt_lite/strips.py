@@ -82,11 +82,8 @@ def film_strip(
         every: show every so-many-th frame.
         width: of the picture in pixels, about: frames are enlarged by whole numbers.
 
-    Returns:
-        An `IPython.display.Image`; its bytes, a PNG, are in `.data`.
-
-    Raises:
-        TypeError, ValueError: bad clips, labels, prompt_frames or every.
+    Returns an `IPython.display.Image`; its bytes, a PNG, are in `.data`. TypeError or
+    ValueError: bad clips, labels, prompt_frames or every.
     """
     from IPython.display import Image as Picture
 

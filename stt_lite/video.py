@@ -40,17 +40,10 @@ def bouncing_square(
 def check_frames(
     frames: Tensor, name="frames", dims="T C H W", channels=None, multiple=1
 ) -> None:
-    """Raise unless `frames` is a floating-point tensor of shape `dims` in [0, 1].
+    """Raise TypeError or ValueError unless `frames` is what it should be.
 
-    Args:
-        frames, name: the tensor, and what the message calls it.
-        dims: the expected dimensions, for example "B T C H W".
-        channels: the expected number of channels; None: 1 (grey) or 3 (RGB).
-        multiple: height and width must be divisible by this number of pixels.
-
-    Raises:
-        TypeError: not a tensor, or not floating point.
-        ValueError: wrong shape, no elements, NaN, or values outside [0, 1].
+    That is a floating-point tensor of shape `dims`, no side 0, with values in [0, 1], 1
+    or 3 channels (or `channels`), and height and width divisible by `multiple`.
     """
     if not isinstance(frames, Tensor) or not frames.is_floating_point():
         got = frames.dtype if isinstance(frames, Tensor) else type(frames).__name__
@@ -73,10 +66,9 @@ def check_frames(
 
 
 def check_whole(value, name: str, least: int = 1, most: float = math.inf) -> int:
-    """`value` as Python's own integer, which JSON can hold; numpy's are welcome too.
+    """A whole number in [least, most] as Python's own, which JSON can hold.
 
-    Raises:
-        ValueError: no whole number (True and 3.0 are none), or not in [least, most].
+    ValueError for anything else, True and 3.0 included; numpy's numbers are welcome.
     """
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole or not least <= value <= most:
@@ -104,12 +96,8 @@ def load_video(
         gray: one channel (luma) instead of RGB.
         fps: at each moment k / fps the latest frame; None: every frame once.
 
-    Returns:
-        The clip, values in [0, 1], shape (T C H W), C is 1 or 3.
-
-    Raises:
-        FileNotFoundError: nothing at this path.
-        ValueError: a number out of range, or what `read_frames` can't read.
+    Returns the clip, values in [0, 1]. Raises FileNotFoundError, and ValueError for a
+    number out of range or what `read_frames` can't read.
     """
     for name, value in (("frames", frames), ("size", size)):
         if value is not None:
