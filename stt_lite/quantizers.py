@@ -68,11 +68,11 @@ class VectorQuantizer(nn.Module):
     def nearest(self, z: Float[Tensor, "n D"]) -> Int[Tensor, "n"]:
         """Index of the nearest codeword, in pieces whose distances fit into a cache."""
         squared = self.codebook.square().sum(1)  # (K)
-        pieces = z.split(2048 if z.device.type == "cpu" else 65_536)
-        distances = (
-            squared.addmm(piece, self.codebook.T, alpha=-2) for piece in pieces
-        )
-        return torch.cat([distance.argmin(1) for distance in distances])
+        nearest = [
+            torch.addmm(squared, piece, self.codebook.T, alpha=-2).argmin(1)
+            for piece in z.split(2048 if z.device.type == "cpu" else 65_536)
+        ]
+        return torch.cat(nearest)
 
     def codes(self, indices: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
         """The codewords that `indices` in [0, K) name."""
