@@ -1,3 +1,4 @@
+# Made from notebooks/08_generation.ipynb by "make extract".
 """Bundled models: how to load one, and clips to try it on."""
 
 import difflib

@@ -1,3 +1,4 @@
+# Made from notebooks/08_generation.ipynb by "make extract".
 """Generation: a model that continues videos, in many ways, as long as you like."""
 
 import math
@@ -16,6 +17,7 @@ from stt_lite.transformer import SpatialTemporalTransformer
 from stt_lite.video import check_frames, check_whole
 
 __all__ = ["VideoModel"]
+
 
 CACHE_BYTES = 2**29  # keys and values that `generate` holds at once
 
@@ -44,12 +46,6 @@ def row_noise(
     """Noise without end, each row from its own generator."""
     while True:
         yield torch.cat([net.draw_noise(1, 1, g)[:, 0] for g in generators])
-
-
-def pieces(total: int, size: int) -> Iterator[slice]:
-    """0 to `total` in slices of at most `size`."""
-    for first in range(0, total, size):
-        yield slice(first, min(first + size, total))
 
 
 class VideoModel(nn.Module):
@@ -126,12 +122,15 @@ class VideoModel(nn.Module):
         bytes_each = 4 * 2 * c.layers * math.prod(c.stream_grid) * slots * c.width
         rows = max(1, int(min(most_bytes / bytes_each, B * samples)))
         seeds = future_seeds(B, samples, sampling.seed)
-        for b in pieces(B, max(1, rows // samples)):
+        clips_at_once, samples_at_once = max(1, rows // samples), min(samples, rows)
+        for i in range(0, B, clips_at_once):
+            b = slice(i, min(i + clips_at_once, B))
             latents = self.tokens(prompt[b])
             noise = row_noise(net, seeded(seeds[b, 0]))
             real = min(sampling.temperature, 1.0)  # above, z would misreport the prompt
             cache = prefill(net, latents, slots, noise, real)
-            for s in pieces(samples, min(samples, rows)):
+            for j in range(0, samples, samples_at_once):
+                s = slice(j, min(j + samples_at_once, samples))
                 generators = seeded(seeds[b, 1:][:, s].flatten())
                 yield b, s, self.roll(latents, cache, T, sampling, generators)
 
@@ -212,16 +211,13 @@ class VideoModel(nn.Module):
         prompt: Float[Tensor, "*B T C H W"],
         new_frames: int = 5,
         samples: int = 1,
-        temperature: float = 1.0,
-        seed: int | None = None,
-        top_k: int | None = None,
-        window: int | None = None,
+        **options,
     ) -> Iterator[Float[Tensor, "B S C H W"]]:
         """The new frames of `generate`, each as soon as it is there.
 
-        Arguments and errors as there. All futures advance together.
+        All futures advance together. `options` are those of `Sampling`.
         """
-        sampling = Sampling(temperature, top_k, seed, window)
+        sampling = Sampling(**options)
         prompt = self.check(prompt, new_frames, samples)
         groups = self.rollouts(prompt, new_frames, samples, sampling, math.inf)
 

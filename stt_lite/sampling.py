@@ -1,3 +1,4 @@
+# Made from notebooks/08_generation.ipynb by "make extract".
 """Sampling: how chance comes in, and the one rollout that all others use."""
 
 import math
