@@ -1,3 +1,4 @@
+# Made from notebooks/94_command_line.ipynb by "make extract".
 """The command `stt-lite`: arguments, and how mistakes end. Built in appendix 94."""
 
 import contextlib
@@ -21,6 +22,14 @@ from stt_lite.commands import (
 from stt_lite.contexts import PRESETS
 
 __all__ = ["main"]
+
+
+def is_users(error: Exception) -> bool:
+    """Whether an error is of a kind that input can cause; others are our defects."""
+    if isinstance(error, RuntimeError):  # torch's word for a full memory, too
+        return bool(re.search("memory|overflow", str(error), re.IGNORECASE))
+    kinds = ArithmeticError, ImportError, MemoryError, OSError, ValueError
+    return isinstance(error, kinds)
 
 
 def parse(arguments: list[str]):
@@ -58,14 +67,6 @@ def parse(arguments: list[str]):
             raise error from None
         sys.stderr.write(box.getvalue())
         raise
-
-
-def is_users(error: Exception) -> bool:
-    """Whether an error is of a kind that input can cause; others are our defects."""
-    if isinstance(error, RuntimeError):  # torch's word for a full memory, too
-        return bool(re.search("memory|overflow", str(error), re.IGNORECASE))
-    kinds = ArithmeticError, ImportError, MemoryError, OSError, ValueError
-    return isinstance(error, kinds)
 
 
 REPORT = "https://github.com/stt-lite/stt_lite/issues"

@@ -1,3 +1,4 @@
+# Made from notebooks/15_your_own_video.ipynb by "make extract".
 """Clips of your own videos: prepared once, drawn a thousand times. Chapter 15."""
 
 import hashlib
@@ -211,6 +212,12 @@ class ClipFolder:
         """Number of windows in "train" or "test"."""
         return sum(part["windows"] for part in self.index[split])
 
+    def length(self, n: int, frames: int | None) -> int:
+        """Frames of n clips; ValueError where one of the numbers is out of range."""
+        check_whole(n, "n")
+        frames = self.frames if frames is None else frames
+        return check_whole(frames, "frames", most=self.frames)
+
     def draw(self, n, frames=None, generator=None, device="cpu") -> Batch:
         """Clips to train on, all windows equally likely.
 
@@ -236,12 +243,6 @@ class ClipFolder:
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(self.windows(split), generator=generator)[:n]
         return self.read(split, chosen, torch.zeros_like(chosen), frames, device)
-
-    def length(self, n: int, frames: int | None) -> int:
-        """Frames of n clips; ValueError where one of the numbers is out of range."""
-        check_whole(n, "n")
-        frames = self.frames if frames is None else frames
-        return check_whole(frames, "frames", most=self.frames)
 
     def read(self, split: str, chosen: Tensor, inside: Tensor, frames: int, device):
         """Clips (n T C H W) from the numbers of their windows and places inside."""

@@ -1,7 +1,8 @@
+# Made from notebooks/94_command_line.ipynb by "make extract".
 """What `stt-lite` does: generate, train, evaluate, compare. Built in appendix 94."""
 
+import importlib
 import json
-import runpy
 import sys
 import time
 import warnings
@@ -41,6 +42,28 @@ def pick_device(name: str | None) -> str:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name!r} can't be used: {reason}") from error
     return name
+
+
+def read_prompt(model: VideoModel, path: Path, frames: int) -> Float[Tensor, "T C H W"]:
+    """The last frames of a video as the model wants them; prints what was changed."""
+    C, H, W = model.frame_shape
+    fps = model.record.get("data", {}).get("fps")  # of the clips it was trained on
+    first, notes = load_video(path, frames=1)[0], []
+    clip = load_video(path, size=H, gray=C == 1, fps=fps)
+    if first.shape[1:] != (H, W):
+        h, w = first.shape[1:]
+        notes.append(f"centre square of {w}x{h} pixels resized to {W}x{H}")
+    if C == 1 and (first - first.mean(0)).abs().max() > 0.05:
+        notes.append("colour turned to grey")
+    if fps and path.is_file():
+        notes.append(f"{fps:g} frames taken per second")
+    if len(clip) > frames:
+        notes.append(f"the last {frames} of {len(clip)} frames taken")
+    if len(clip) < frames:
+        notes.append(f"{len(clip)} frames, not {frames}")
+    if notes:
+        print(f"{path}: {', '.join(notes)}")
+    return clip[-frames:]
 
 
 @dataclass
@@ -106,34 +129,12 @@ class Generate:
         row = side_by_side(video, len(prompt), truth)
         save_video(self.out, row, fps=self.fps, scale=max(1, 128 // video.shape[-1]))
         seconds = time.perf_counter() - start
-        print(self.out.resolve())
+        print(self.out)
         print(
             f"prompt of {len(prompt)} frames, futures: {self.samples}, "
             f"new frames: {new}{note}"
         )
         print(f"loaded, generated and written in {seconds:.1f} s on {device}")
-
-
-def read_prompt(model: VideoModel, path: Path, frames: int) -> Float[Tensor, "T C H W"]:
-    """The last frames of a video as the model wants them; prints what was changed."""
-    C, H, W = model.frame_shape
-    fps = model.record.get("data", {}).get("fps")  # of the clips it was trained on
-    first, notes = load_video(path, frames=1)[0], []
-    clip = load_video(path, size=H, gray=C == 1, fps=fps)
-    if first.shape[1:] != (H, W):
-        h, w = first.shape[1:]
-        notes.append(f"centre square of {w}x{h} pixels resized to {W}x{H}")
-    if C == 1 and (first - first.mean(0)).abs().max() > 0.05:
-        notes.append("colour turned to grey")
-    if fps and path.is_file():
-        notes.append(f"{fps:g} frames taken per second")
-    if len(clip) > frames:
-        notes.append(f"the last {frames} of {len(clip)} frames taken")
-    if len(clip) < frames:
-        notes.append(f"{len(clip)} frames, not {frames}")
-    if notes:
-        print(f"{path}: {', '.join(notes)}")
-    return clip[-frames:]
 
 
 @dataclass
@@ -215,7 +216,7 @@ class Evaluate:
             write_file(self.out, (json.dumps(found, indent=2) + "\n").encode())
         print(evaluation_table(found, self.bundle))
         if self.out is not None:
-            print(self.out.resolve())
+            print(self.out)
 
 
 @dataclass
@@ -240,6 +241,6 @@ class Compare:
         script = weights_folder().parents[1] / "book" / "experiments" / "compare.py"
         if not script.is_file():
             raise ValueError("compare needs a checkout of the book: book/experiments")
-        sys.argv = [str(script), *self.arguments]
         sys.path.insert(0, str(script.parent))
-        runpy.run_path(str(script), run_name="__main__")
+        sys.argv = ["stt-lite compare"]  # its name, where it helps
+        importlib.import_module("compare").main(list(self.arguments))

@@ -1,3 +1,4 @@
+# Made from notebooks/15_your_own_video.ipynb by "make extract".
 """From files to arrays of small frames, and which are held out. Built in chapter 15."""
 
 import hashlib
@@ -24,8 +25,8 @@ __all__ = [
     "write_array",
 ]
 
+
 VIDEOS = ".3gp .avi .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv"
-BAR = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}] {postfix}"
 
 
 def folders(top: Path, left_out: Path) -> Iterator[Path]:
@@ -84,24 +85,10 @@ def find_sources(source: Path, out: Path) -> tuple[dict[str, Path], Counter]:
     return dict(sorted(found.items())), ignored
 
 
-def files_of(source: Path) -> list[Path]:
-    """The files of a source: the images of a folder, or the one video."""
-    return numbered_images(source) if source.is_dir() else [source]
-
-
-def array_files(
-    sources: dict[str, Path], folder: Path, options: tuple
-) -> dict[str, Path]:
-    """Where each source's array lies: its name has a hash of all that it depends on."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for name, source in sources.items():
-        stats = [(path.name, path.stat()) for path in files_of(source)]
-        stamps = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
-        told = json.dumps([name, stamps, *options]).encode()
-        stem = re.sub(r"[^A-Za-z0-9]+", "_", Path(name).stem)[:40]
-        files[name] = folder / f"{stem}-{hashlib.sha256(told).hexdigest()[:16]}.npy"
-    return files
+def write_header(file, count: int, frame: UInt8[np.ndarray, "H W C"]) -> None:
+    """What a .npy file begins with."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *frame.shape)}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 def write_array(path: Path, frames: Iterable[UInt8[np.ndarray, "H W C"]]) -> None:
@@ -122,10 +109,67 @@ def write_array(path: Path, frames: Iterable[UInt8[np.ndarray, "H W C"]]) -> Non
         part.unlink(missing_ok=True)
 
 
-def write_header(file, count: int, frame: UInt8[np.ndarray, "H W C"]) -> None:
-    """What a .npy file begins with."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *frame.shape)}
-    np.lib.format.write_array_header_1_0(file, header)
+def split_sources(
+    lengths: dict[str, int],
+    frames: int,
+    test_share: float,
+    seed: int,
+    group: Callable[[str], str],
+) -> dict[str, list[tuple[str, int, int]]]:
+    """What is for "train" and what for "test": a source, its first frame, and the end.
+
+    Arguments as in `prepare_clips`; `lengths` are in frames.
+    """
+    whole = [(name, 0, length) for name, length in lengths.items()]
+
+    def at_random(name: str) -> bytes:
+        return hashlib.sha256(f"{seed} {name}".encode()).digest()
+
+    order = sorted({group(name) for name in lengths}, key=at_random)
+    if test_share == 0:
+        return {"train": whole, "test": []}
+    if len(order) > 1:
+        most = max(1, round(test_share * len(order)))
+        held = order[: min(len(order) - 1, most)]
+        parts = {"train": [], "test": []}
+        for part in whole:
+            parts["test" if group(part[0]) in held else "train"].append(part)
+        return parts
+    if len(lengths) > 1:
+        only = f"{order[0]!r} for all {len(lengths)} sources"
+        raise ValueError(f"group must tell at least two groups apart, got {only}")
+    ((name, _, length),) = whole
+    first = length - max(frames, round(test_share * length))
+    if first < 2 * frames:
+        raise ValueError(
+            f"{name} has {length} frames: too few to train on and, after a gap, to "
+            f"test on windows of {frames}; take shorter windows, a higher fps, a "
+            "second file, or test_share=0"
+        )
+    return {"train": [(name, 0, first - frames)], "test": [(name, first, length)]}
+
+
+def files_of(source: Path) -> list[Path]:
+    """The files of a source: the images of a folder, or the one video."""
+    return numbered_images(source) if source.is_dir() else [source]
+
+
+def array_files(
+    sources: dict[str, Path], folder: Path, options: tuple
+) -> dict[str, Path]:
+    """Where each source's array lies: its name has a hash of all that it depends on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for name, source in sources.items():
+        stats = [(path.name, path.stat()) for path in files_of(source)]
+        stamps = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+        told = json.dumps([name, stamps, *options]).encode()
+        stem = re.sub(r"[^A-Za-z0-9]+", "_", Path(name).stem)[:40]
+        files[name] = folder / f"{stem}-{hashlib.sha256(told).hexdigest()[:16]}.npy"
+    return files
+
+
+BAR = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}] {postfix}"
 
 
 def watched(path: Path, options: tuple, bar: tqdm, size: int) -> Iterator[np.ndarray]:
@@ -173,43 +217,3 @@ def usable(
         reasons = "; ".join(f"{name} {reason}" for name, reason in skipped.items())
         raise ValueError(f"no source can be used: {reasons}")
     return lengths
-
-
-def split_sources(
-    lengths: dict[str, int],
-    frames: int,
-    test_share: float,
-    seed: int,
-    group: Callable[[str], str],
-) -> dict[str, list[tuple[str, int, int]]]:
-    """What is for "train" and what for "test": a source, its first frame, and the end.
-
-    Arguments as in `prepare_clips`; `lengths` are in frames.
-    """
-    whole = [(name, 0, length) for name, length in lengths.items()]
-
-    def at_random(name: str) -> bytes:
-        return hashlib.sha256(f"{seed} {name}".encode()).digest()
-
-    order = sorted({group(name) for name in lengths}, key=at_random)
-    if test_share == 0:
-        return {"train": whole, "test": []}
-    if len(order) > 1:
-        most = max(1, round(test_share * len(order)))
-        held = order[: min(len(order) - 1, most)]
-        parts = {"train": [], "test": []}
-        for part in whole:
-            parts["test" if group(part[0]) in held else "train"].append(part)
-        return parts
-    if len(lengths) > 1:
-        only = f"{order[0]!r} for all {len(lengths)} sources"
-        raise ValueError(f"group must tell at least two groups apart, got {only}")
-    ((name, _, length),) = whole
-    first = length - max(frames, round(test_share * length))
-    if first < 2 * frames:
-        raise ValueError(
-            f"{name} has {length} frames: too few to train on and, after a gap, to "
-            f"test on windows of {frames}; take shorter windows, a higher fps, a "
-            "second file, or test_share=0"
-        )
-    return {"train": [(name, 0, first - frames)], "test": [(name, first, length)]}

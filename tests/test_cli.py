@@ -62,7 +62,7 @@ def call(folder, tmp_path, capsys, monkeypatch):
 def test_a_held_out_clip_is_continued(call, tmp_path):
     words = "generate --bundle RUN --samples 3 --prompt-frames 4 --new-frames 2 --out "
     code, out, _ = call(words + "new/future.gif")
-    assert code == 0 and out.startswith(str(tmp_path / "new/future.gif"))
+    assert code == 0 and out.startswith("new/future.gif\n")
     assert "left" in out and re.search(r"in \d+\.\d s on cpu", out)
     video = load_video(tmp_path / "new/future.gif")
     assert video.shape == (6, 3, 4 * 34, 4 * 4 * 36)  # the truth and three futures
@@ -79,10 +79,17 @@ def test_a_video_of_yours_is_continued(call, tmp_path, ending):
     notes = "centre square of 64x40 pixels resized to 32x32, colour turned to grey, "
     assert code == 0 and f"in{ending}: {notes}the last 5 of 8 frames taken\n" in out
     assert len(load_video(tmp_path / "out.mp4")) == 10
-    save_video(tmp_path / "fits.gif", moving_mnist(1, 15, 32, 1, seed=0)[0])
+    clip = moving_mnist(1, 15, 32, 1, seed=0)[0]
+    save_video(tmp_path / "fits.gif", clip)
     assert "fits.gif" not in call("generate --bundle RUN --prompt fits.gif")[1]
     out = call("generate --bundle RUN --prompt fits.gif --prompt-frames 90")[1]
     assert "fits.gif: 15 frames, not 90\n" in out and "prompt of 15 frames" in out
+
+
+def test_the_last_frames_are_the_prompt(folder, tmp_path):
+    path = save_video(tmp_path / "in", torch.rand(8, 1, 32, 32))
+    prompt = commands.read_prompt(load_pretrained(folder), path, 5)
+    assert torch.equal(prompt, load_video(path, gray=True)[-5:])
 
 
 def test_a_prompt_is_taken_at_the_rate_of_training(call, tmp_path):
@@ -273,11 +280,12 @@ def test_compare_hands_its_arguments_on(call, tmp_path, monkeypatch):
     code, _, error = call("compare --help")
     assert code == 2 and "needs a checkout" in error
     script.parent.mkdir(parents=True)
-    script.write_text("import sys\nprint(__name__, sys.argv[1:])")
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "argv", sys.argv)
+    script.write_text("import sys\n\ndef main(words):\n    print(sys.argv, words)")
+    for name in ("path", "argv", "modules"):  # as they were, afterwards
+        monkeypatch.setattr(sys, name, getattr(sys, name).copy())
+    sys.modules.pop("compare", None)
     assert call("compare a --minutes 3 --help")[1] == (
-        "__main__ ['a', '--minutes', '3', '--help']\n"
+        "['stt-lite compare'] ['a', '--minutes', '3', '--help']\n"
     )
 
 
