@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stt_lite.bundles import HELD_OUT
 from stt_lite.contexts import TrainingConfig
-from stt_lite.games import FIELD, known_game, play_games
+from stt_lite.games import FIELD, Game, known_game, play_games
 from stt_lite.moving_mnist import Batch
 from stt_lite.tokenizer import TokenizerConfig
 from stt_lite.video import check_whole
@@ -111,10 +111,12 @@ class GameClips:
 
     def read(self, places, frames: int, device) -> Float[Tensor, "n T 3 size size"]:
         """Clips from their places: number of an episode, and first frame."""
-        screens = np.stack([self.screens[i, t : t + frames] for i, t in places])
-        indices = torch.from_numpy(screens).to(device).long()  # travel as bytes
-        colours = self.palette.to(device)[indices]  # (n T 160 160 3)
-        return area_resize(colours.movedim(-1, 2).contiguous(), self.size)
+        palette, clips = self.palette.T.contiguous().to(device), []  # (3 256)
+        for i, t in places:
+            screens = np.array(self.screens[i, t : t + frames])
+            indices = torch.from_numpy(screens).to(device).int()  # travel as bytes
+            clips.append(area_resize(palette[:, indices].movedim(0, 1), self.size))
+        return torch.stack(clips)
 
     def numbers(self, split: str, game: str | None = None) -> list[int]:
         """Places in `episodes` of a split's episodes, of one game or of all."""
@@ -161,6 +163,39 @@ def played_again(data: dict) -> GameClips:
 HELD_OUT["played"] = played_again
 
 
+def find_spot(
+    frames: Float[Tensor, "n 3 H H"], game: Game, least: float
+) -> Float[Tensor, "n 2"]:
+    """Where the ball is in a few frames; see `find_ball`."""
+    size, (ball, ground) = (
+        frames.shape[-1],
+        torch.tensor([game.ball, game.ground]) / 255,
+    )
+    far = (frames - ball[:, None, None].to(frames)).square().sum(1).sqrt()  # (n H H)
+    like = (1 - 2 * far / (ground - ball).norm()).clamp(min=0)
+    at = torch.arange(size).to(frames)
+    row = (at + 0.5) * FIELD / size - 0.5  # of the field, at a pixel's centre
+    parts = [(row >= first) & (row <= last) for first, last in game.rows]
+    like = like * torch.stack(parts).any(0)[:, None]
+    near = [2 * round(edge * size / FIELD / 2) + 1 for edge in (4, 2)]  # 5x3 of 128x128
+
+    def summed(h: int, w: int) -> Float[Tensor, "n H H"]:  # over windows
+        window = torch.ones(1, 1, h, w).to(frames)
+        return F.conv2d(like[:, None], window, padding=(h // 2, w // 2))[:, 0]
+
+    inside = summed(*near)
+    around = summed(near[0] + 4, near[1] + 4) - inside  # a ring, two pixels wide
+    best, place = (inside - 2 * around).flatten(1).max(1)
+    middle = torch.stack([place // size, place % size], dim=1)
+    off = (at - middle[:, :, None]).abs()  # (n 2 H), rows and columns
+    spot = like * (off[:, 0] <= near[0] // 2)[:, :, None]
+    spot = spot * (off[:, 1] <= near[1] // 2)[:, None]
+    centre = torch.stack([spot.sum(2) @ at, spot.sum(1) @ at], dim=1)
+    centre = centre / spot.sum((1, 2)).clamp(min=1e-6)[:, None]
+    centre[best < least] = torch.nan
+    return centre
+
+
 def find_ball(
     frames: Float[Tensor, "*n 3 H W"], game: str, least: float = 1.0
 ) -> Float[Tensor, "*n 2"]:
@@ -182,32 +217,9 @@ def find_ball(
     if frames.shape[-3:] != (3, size, size):
         got = tuple(frames.shape)
         raise ValueError(f"frames must be square and RGB, (... 3 H H), got {got}")
-    ball, ground = (
-        torch.tensor(c).to(frames) / 255 for c in (known.ball, known.ground)
-    )
-    far = (frames - ball[:, None, None]).square().sum(-3).sqrt()  # (*n H W)
-    like = (1 - 2 * far / (ground - ball).norm()).clamp(min=0)
-    at = torch.arange(size, device=frames.device).to(frames)
-    row = (at + 0.5) * FIELD / size - 0.5  # of the field, at a pixel's centre
-    parts = [(row >= first) & (row <= last) for first, last in known.rows]
-    inside = torch.stack(parts).any(0)  # (H)
-    like = (like * inside[:, None]).reshape(-1, 1, size, size)
-    near = [2 * round(edge * size / FIELD / 2) + 1 for edge in (4, 2)]  # 5x3 of 128x128
-    wide = [edge + 4 for edge in near]  # with the ring, two pixels on each side
-
-    def summed(x: Tensor, window: list[int]) -> Tensor:
-        padding = [edge // 2 for edge in window]
-        return F.avg_pool2d(x, window, 1, padding) * window[0] * window[1]
-
-    window = summed(like, near)
-    score = window - 2 * (summed(like, wide) - window)
-    best, place = score.flatten(1).max(1)
-    moments = torch.cat([like, like * at[:, None], like * at], dim=1)
-    place = place[:, None, None].expand(-1, 3, 1)
-    moments = summed(moments, near).flatten(2).gather(2, place)[..., 0]  # (n 3)
-    centre = moments[:, 1:] / moments[:, :1].clamp(min=1e-6)
-    centre[best < least] = torch.nan
-    return centre.view(*frames.shape[:-3], 2)
+    groups = frames.reshape(-1, 3, size, size).split(64)  # small ones stay in a cache
+    found = torch.cat([find_spot(group, known, least) for group in groups])
+    return found.view(*frames.shape[:-3], 2)
 
 
 def ball_kept(
