@@ -109,9 +109,9 @@ class Bundle:
         )
 
 
-LINE = "{:18} {:8} {:18} {:>10} {:>5} {:>12} {:>11} {:>12}  {}"
-HEAD = ("name", "frames", "content", "parameters", "MB")
-HEAD += ("15->5 first", "15->5 mean", "10->10 mean", "licence")
+LINE = "{:17} {:7} {:17} {:>9} {:>3} {:>5} {:>6} {:>6} {}"
+HEAD = ("name", "frames", "content", "weights", "MB", "first", "15->5", "10->10")
+HEAD += ("licence",)
 
 
 class Bundles(list):
