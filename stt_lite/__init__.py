@@ -4,49 +4,54 @@
 Each module is built in a notebook of the book; these are the names it uses most.
 """
 
-from contextlib import suppress
-
-with suppress(Exception):
-    from stt_lite.files import records
-with suppress(Exception):
-    from stt_lite.gaussian_parameterization import GaussianLayer
-with suppress(Exception):
-    from stt_lite.layer import TransformerConfig
-with suppress(Exception):
-    from stt_lite.moving_mnist import moving_mnist
-with suppress(Exception):
-    from stt_lite.spatial_attention import SpatialAttention, attention
-with suppress(Exception):
-    from stt_lite.temporal_attention import TemporalAttention
-with suppress(Exception):
-    from stt_lite.training import (
-        PRESETS,
-        TrainingConfig,
-        fit,
-        live_view,
-        save_transformer,
-        train,
-    )
-with suppress(Exception):
-    from stt_lite.transformer import SpatialTemporalTransformer, load_transformer
-with suppress(Exception):
-    from stt_lite.video import film_strip, load_video, save_video, scrub
-with suppress(Exception):
-    from stt_lite.vq_autoencoder import (
-        FiniteScalarQuantizer,
-        Tokenizer,
-        TokenizerConfig,
-        VectorQuantizer,
-        load_tokenizer,
-        save_tokenizer,
-    )
+from stt_lite.bundles import held_out_clips, load_pretrained, pretrained
+from stt_lite.clips import ClipFolder, prepare_clips
+from stt_lite.contexts import PRESETS, TrainingConfig
+from stt_lite.evaluation import METRICS, PROTOCOLS, evaluate, evaluate_model, psnr, ssim
+from stt_lite.files import records
+from stt_lite.game_clips import GameClips
+from stt_lite.games import play_games
+from stt_lite.gaussian import GaussianLayer
+from stt_lite.generation import VideoModel
+from stt_lite.layer import TransformerConfig
+from stt_lite.moving_mnist import Batch, MovingDigits, moving_mnist
+from stt_lite.photographs import Photographs
+from stt_lite.pipeline import train, train_tokenizer
+from stt_lite.quantizers import FiniteScalarQuantizer, VectorQuantizer
+from stt_lite.sampling import Sampling, rollout
+from stt_lite.spatial_attention import SpatialAttention, attention
+from stt_lite.strips import film_strip
+from stt_lite.temporal_attention import TemporalAttention
+from stt_lite.tokenizer import (
+    Tokenizer,
+    TokenizerConfig,
+    load_tokenizer,
+    save_tokenizer,
+)
+from stt_lite.training import fit
+from stt_lite.transformer import (
+    SpatialTemporalTransformer,
+    load_transformer,
+    save_transformer,
+)
+from stt_lite.video import load_video, save_video
+from stt_lite.vqgan import VQGANConfig
+from stt_lite.widgets import explore, futures, live_view, scrub, side_by_side
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "METRICS",
     "PRESETS",
+    "PROTOCOLS",
+    "Batch",
+    "ClipFolder",
     "FiniteScalarQuantizer",
+    "GameClips",
     "GaussianLayer",
+    "MovingDigits",
+    "Photographs",
+    "Sampling",
     "SpatialAttention",
     "SpatialTemporalTransformer",
     "TemporalAttention",
@@ -54,19 +59,35 @@ __all__ = [
     "TokenizerConfig",
     "TrainingConfig",
     "TransformerConfig",
+    "VQGANConfig",
     "VectorQuantizer",
+    "VideoModel",
     "attention",
+    "evaluate",
+    "evaluate_model",
+    "explore",
     "film_strip",
     "fit",
+    "futures",
+    "held_out_clips",
     "live_view",
+    "load_pretrained",
     "load_tokenizer",
     "load_transformer",
     "load_video",
     "moving_mnist",
+    "play_games",
+    "prepare_clips",
+    "pretrained",
+    "psnr",
     "records",
+    "rollout",
     "save_tokenizer",
     "save_transformer",
     "save_video",
     "scrub",
+    "side_by_side",
+    "ssim",
     "train",
+    "train_tokenizer",
 ]

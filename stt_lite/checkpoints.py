@@ -2,16 +2,18 @@
 """Checkpoints: written whole, refused where they do not fit. Built in appendix 92."""
 
 import io
+import json
 import pickle
 import textwrap
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from stt_lite.files import write_file
 
-__all__ = ["Progress", "check_same", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Progress", "as_json", "check_same", "load_checkpoint", "save_checkpoint"]
 
 
 @dataclass
@@ -82,6 +84,15 @@ def load_checkpoint(
             message = f"{path} does not fit: {reason}; choose another `out`"
             raise ValueError(message) from error
     return progress
+
+
+def as_json(value: Any) -> Any:
+    """What JSON gives back of a dataclass or a dict: no paths, no tuples."""
+
+    def default(x):
+        return asdict(x) if is_dataclass(x) else str(x)
+
+    return json.loads(json.dumps(value, default=default))
 
 
 # What may differ between two pieces of one run.

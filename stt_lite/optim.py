@@ -1,4 +1,5 @@
-"""Optimizers: Muon for matrices, AdamW for the rest, a schedule. Built in chapter 09."""
+# Made from notebooks/09_training.ipynb by "make extract".
+"""Optimizer: Muon for matrices, AdamW for the rest; schedule. Built in chapter 09."""
 
 import math
 from collections.abc import Callable, Iterable

@@ -1,3 +1,4 @@
+# Made from notebooks/09_training.ipynb by "make extract".
 """From clips to a model: a tokenizer first, then a transformer. Built in chapter 09."""
 
 import os
@@ -7,11 +8,12 @@ from typing import Any
 
 import torch
 
+from stt_lite.checkpoints import as_json
 from stt_lite.files import check_writable, read_record, save_weights
 from stt_lite.layer import TransformerConfig
 from stt_lite.machines import commit, hardware, seed_everything
 from stt_lite.moving_mnist import MovingDigits, Source
-from stt_lite.runs import Run, as_json
+from stt_lite.runs import Run, RunConfig
 from stt_lite.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
 from stt_lite.training import TeacherForcing, TokenizerObjective, fit
 from stt_lite.transformer import SpatialTemporalTransformer
@@ -109,7 +111,7 @@ def choose(out: Path, tokenizer: Any) -> tuple[TokenizerConfig, Tokenizer | None
 
 
 def train_tokenizer(
-    config: TeacherForcing,
+    config: RunConfig,
     source: Source,
     tokenizer: Any,
     watch: Callable | None = None,

@@ -2,12 +2,11 @@
 """Runs: a config that is checked, budget, clock, log. Built in appendix 92."""
 
 import contextlib
-import json
 import math
 import numbers
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import (
     Annotated,
@@ -23,7 +22,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from stt_lite.checkpoints import Progress, load_checkpoint, save_checkpoint
+from stt_lite.checkpoints import (
+    Progress,
+    as_json,
+    load_checkpoint,
+    save_checkpoint,
+)
 from stt_lite.machines import new_accelerator, seed_everything
 
 __all__ = [
@@ -33,7 +37,6 @@ __all__ = [
     "RunConfig",
     "Share",
     "Step",
-    "as_json",
     "check_fields",
 ]
 
@@ -80,15 +83,6 @@ def check_fields(config: Any) -> None:
         object.__setattr__(config, name, value)
 
 
-def as_json(value: Any) -> Any:
-    """What JSON gives back of a dataclass or a dict: no paths, no tuples."""
-
-    def default(x):
-        return asdict(x) if is_dataclass(x) else str(x)
-
-    return json.loads(json.dumps(value, default=default))
-
-
 @dataclass(frozen=True)
 class RunConfig:
     """How long a run is, on what, and where it leaves what it makes.
@@ -99,6 +93,7 @@ class RunConfig:
         minutes: time budget, saving and showing not counted.
         steps: step budget; where given, `minutes` does not matter.
         batch: clips per step, over all processes together.
+        adamw_rate: peak learning rate of AdamW.
         schedule: of the learning rate, "wsd" (stable, then down) or "cosine".
         decay_share: share of the budget, at its end, in which "wsd" goes down.
         seed: everything random follows from it and the step.
@@ -115,6 +110,7 @@ class RunConfig:
     minutes: Positive | None = 10.0
     steps: Annotated[int, "above 0"] | None = None
     batch: Annotated[int, "above 0"] = 4
+    adamw_rate: Positive = 2e-3
     schedule: Literal["wsd", "cosine"] = "wsd"
     decay_share: Annotated[float, "in (0, 1)"] = 0.2
     seed: Annotated[int, "at least 0"] = 0
@@ -180,6 +176,7 @@ class Run:
             )
         self.progress, self.parts = Progress(), {}
         self.recent, self.logs = [], {}  # of the latest steps, of the last one
+        self.shown = 0.0
         self.clock = self.saved = time.perf_counter()
 
     @property
@@ -258,7 +255,11 @@ class Run:
         progress.step += 1
         progress.clips += clips
         self.recent.append(mean)
-        self.logs = dict(zip(logs, values, strict=True))
+        self.logs = {"loss": mean, **dict(zip(logs, values, strict=True))}
+        if progress.step % 5 == 0 or self.done >= 1:
+            mean = sum(self.recent) / len(self.recent)
+            progress.history.append([progress.step, seconds, mean])
+            self.recent.clear()
 
     @contextlib.contextmanager
     def pause(self):
@@ -279,17 +280,21 @@ class Run:
         self.progress = load_checkpoint(path, self.settings, self.parts, defaults)
 
     def log(self, bar) -> None:
-        """Move the bar, keep the loss of every fifth step, save where it is time."""
-        progress, ended = self.progress, self.done >= 1
-        reached = progress.step if self.config.steps else progress.seconds
+        """Move the bar, and save where it is time."""
+        steps, seconds = self.progress.step, self.progress.seconds
+        reached = steps if self.config.steps else seconds
         bar.update(min(bar.total, int(reached)) - bar.n)
-        if progress.step % 5 == 0 or ended:
-            mean = sum(self.recent) / len(self.recent)
-            progress.history.append([progress.step, progress.seconds, mean])
-            shown = {"loss": mean} | self.logs
-            shown["clips/s"] = progress.clips / max(progress.seconds, 1e-9)
-            bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items()}, refresh=False)
-            self.recent.clear()
-        if ended or time.perf_counter() - self.saved >= self.config.checkpoint_seconds:
+        speed = self.progress.clips / max(seconds, 1e-9)
+        bar.set_postfix(self.logs | {"clips/s": speed}, refresh=False)
+        waited = time.perf_counter() - self.saved
+        if self.done >= 1 or waited >= self.config.checkpoint_seconds:
             self.save(self.path)
             self.saved = time.perf_counter()
+
+    def due(self, interval: float = 5.0) -> bool:
+        """Whether the main process should show something: now and then, and at last."""
+        now = time.perf_counter()
+        due = self.done >= 1 or now - self.shown >= interval
+        due = due and self.main and len(self.progress.history) > 0
+        self.shown = now if due else self.shown
+        return due

@@ -1,3 +1,4 @@
+# Made from notebooks/09_training.ipynb by "make extract".
 """Training: one loop for tokenizers and transformers. Built in chapter 09."""
 
 from collections.abc import Callable
@@ -33,7 +34,7 @@ class Objective(nn.Module):
 
     Args:
         model: what learns.
-        config: of the run, with `adamw_rate`, the optimizer's peak learning rate.
+        config: of the run.
         source: of the clips.
     """
 
@@ -61,7 +62,7 @@ class Objective(nn.Module):
         """Clips to look at, and how many first frames of them are a prompt."""
         device = next(model.parameters()).device
         clip = self.source.held_out(1, self.source.frames, 1, device)[0]
-        return {"held-out clip": clip}, None
+        return {"truth": clip}, None
 
 
 def fit(objective: Objective, run: Run, watch: Callable | None = None) -> nn.Module:
@@ -70,8 +71,8 @@ def fit(objective: Objective, run: Run, watch: Callable | None = None) -> nn.Mod
     Goes on from the run's last checkpoint, if there is one.
 
     Args:
-        watch: called every few seconds on the main process, `watch(name, progress,
-            clips, prompt_frames)`: see `live_view`.
+        watch: called every few seconds on the main process with name, progress, clips
+            and prompt frames: see `live_view`.
 
     Returns:
         The model, averaged over the last steps where the objective says so.
@@ -88,7 +89,6 @@ def fit(objective: Objective, run: Run, watch: Callable | None = None) -> nn.Mod
         average = AveragedModel(model, multi_avg_fn=moving_average(objective.averaged))
     run.resume(model=model, optimizer=optimizer, average=average)
     trained, stepper = accelerator.prepare(objective, optimizer)
-    shown = 0.0
     for step in run.steps():
         factor = learning_rate(step.done, config.schedule, config.decay_share)
         for group in optimizer.param_groups:
@@ -105,12 +105,11 @@ def fit(objective: Objective, run: Run, watch: Callable | None = None) -> nn.Mod
         stepper.zero_grad()
         if average is not None:
             average.update_parameters(model)
-        if watch and run.main and (run.done >= 1 or run.clock - shown >= 5):
+        if watch and run.due():
             with run.pause():
                 best = model if average is None else average.module
                 watch(run.name, run.progress, *objective.show(best.eval()))
                 objective.train()
-            shown = run.clock
     return (model if average is None else average.module).eval()
 
 
@@ -145,7 +144,7 @@ class TokenizerObjective(Objective):
     def show(self, model: nn.Module) -> tuple[dict[str, Tensor], None]:
         """A held-out clip and its reconstruction."""
         clips, _ = super().show(model)
-        again = self.tokenizer.reconstruct(clips["held-out clip"])
+        again = self.tokenizer.reconstruct(clips["truth"])
         return clips | {"reconstruction": again}, None
 
 
@@ -156,7 +155,7 @@ class TeacherForcing(RunConfig):
     Args:
         tokenizer_share: share of the budget for a tokenizer trained first.
         width, layers, heads, patch, gaussian, head: see `TransformerConfig`.
-        adamw_rate, muon_rate: peak learning rates.
+        muon_rate: peak learning rate of Muon.
         average: decay of the moving average of the transformer's weights.
         pixel_weight: weight of the squared error in pixels, through the frozen decoder,
             next to that in latents.
@@ -174,7 +173,6 @@ class TeacherForcing(RunConfig):
     patch: Annotated[int, "above 0"] = 1
     gaussian: Literal["latent", "bottleneck", "off"] = "latent"
     head: Literal["regression", "token"] = "regression"
-    adamw_rate: Positive = 2e-3
     muon_rate: Positive = 0.02
     average: Share = 0.998
     pixel_weight: AtLeastZero = 10.0
@@ -230,14 +228,8 @@ class TransformerObjective(Objective):
         noise = step.share(self.model.draw_noise(B, T, step.on_device))
         clips = step.share(batch.clips)
         target, indices = self.tokens(clips)
-        return dict(
-            clips=clips,
-            context=target,
-            target=target,
-            indices=indices,
-            noise=noise,
-            known=True,
-        )
+        drawn = dict(clips=clips, noise=noise, known=True)
+        return drawn | dict(context=target, target=target, indices=indices)
 
     def tokens(self, clips: Float[Tensor, "B T C H W"]) -> tuple[Tensor, Tensor]:
         """Codewords (B T D h w) of clips and their indices (B T h w)."""
@@ -269,7 +261,7 @@ class TransformerObjective(Objective):
     def show(self, model: nn.Module) -> tuple[dict[str, Tensor], int]:
         """A held-out clip, and what the model makes of its first three quarters."""
         clips, _ = super().show(model)
-        latents = self.tokens(clips["held-out clip"][None])[0]
+        latents = self.tokens(clips["truth"][None])[0]
         frames = latents.shape[1]
         prompt = max(1, 3 * frames // 4)
         noise = model.draw_noise(1, frames)

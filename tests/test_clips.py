@@ -187,7 +187,7 @@ def test_nothing_to_prepare(tmp_path):
     (tmp_path / "empty/deep").mkdir(parents=True)
     (tmp_path / "empty/notes.txt").touch()
     Image.new("RGB", (8, 8)).save(tmp_path / "empty/cover.png")  # one is no video
-    words = r"source must hold videos \(.*\.mp4.*\) or folders of .* images.*none in .*empty"
+    words = r"source must hold videos \(.*\.mp4.*\) or folders of .* images.*in .*empty"
     with pytest.raises(ValueError, match=words):
         prepare_clips(tmp_path / "empty", tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="source must be a video or .*missing"):

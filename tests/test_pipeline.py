@@ -21,10 +21,10 @@ import stt_lite.checkpoints as checkpoints
 import stt_lite.pipeline as pipeline
 from conftest import ROOT
 from processes import TINY, TOKENS, FakeClips, train_digits, train_in_two
+from stt_lite.checkpoints import as_json
 from stt_lite.files import read_record, save_weights
 from stt_lite.moving_mnist import MovingDigits
 from stt_lite.pipeline import choose, shape_of, train, train_tokenizer
-from stt_lite.runs import as_json
 from stt_lite.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
 from stt_lite.training import TeacherForcing, TokenizerObjective
 from stt_lite.transformer import load_transformer

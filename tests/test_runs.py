@@ -16,10 +16,16 @@ from torch.multiprocessing import spawn
 import stt_lite.checkpoints as checkpoints
 from conftest import ROOT
 from processes import report_clocks
-from stt_lite.checkpoints import Progress, check_same, load_checkpoint, save_checkpoint
+from stt_lite.checkpoints import (
+    Progress,
+    as_json,
+    check_same,
+    load_checkpoint,
+    save_checkpoint,
+)
 from stt_lite.machines import commit, hardware, new_accelerator, seed_everything
 from stt_lite.moving_mnist import MovingDigits
-from stt_lite.runs import Run, RunConfig, Share, as_json, check_fields
+from stt_lite.runs import Run, RunConfig, Share, check_fields
 from stt_lite.tokenizer import TokenizerConfig
 from stt_lite.training import TeacherForcing
 
@@ -127,7 +133,7 @@ def test_a_budget_in_steps(tmp_path):
     run = short(tmp_path)
     assert advance(run) == [0.0, 0.25, 0.5, 0.75] and run.done == 1.0
     assert run.progress.step == 4 and run.progress.clips == 8
-    assert run.logs == {"a": 3.0}
+    assert run.logs == {"loss": 1.0, "a": 3.0}
     half = Run(run.config, "part", 0.5)
     assert advance(half) == [0.0, 0.5]
     least = Run(run.config, "least", 0.01)
@@ -162,6 +168,17 @@ def test_the_curve_has_a_point_every_five_steps_and_at_the_end(tmp_path):
         run.report(loss, torch.tensor(1.0), 1, {})
     steps, _, losses = zip(*run.progress.history, strict=True)
     assert steps == (5, 10, 12) and losses == (2.0, 7.0, 10.5)
+
+
+def test_something_is_shown_now_and_then_and_at_the_end(tmp_path):
+    run = short(tmp_path, steps=12)
+    due = []
+    for step in run.steps():
+        run.report(torch.tensor(1.0), torch.tensor(1.0), 1, {})
+        due.append(run.due(interval=3600.0))
+    assert due == [False] * 4 + [True] + [False] * 6 + [True]  # once there is a curve
+    run.main = False
+    assert not run.due()
 
 
 def test_checkpoints_come_when_it_is_time_and_at_the_end(tmp_path):

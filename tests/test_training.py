@@ -169,7 +169,7 @@ def test_watch_is_shown_clips_and_a_model_that_learns_on(tmp_path):
     def watch(name, progress, clips, prompt):
         shown.append((name, progress.step, prompt))
         assert not of.model.training
-        assert clips["held-out clip"].shape == (2, 1, 32, 32)
+        assert clips["truth"].shape == (2, 1, 32, 32)
 
     config, run = line(tmp_path, steps=3)
     of = Line(config)
@@ -195,7 +195,7 @@ def test_a_tokenizers_loss_is_that_of_chapter_03(tmp_path):
         (error / 64 + 0.25 * commitment).item(), rel=1e-4
     )
     clips, prompt = of.show(tokenizer)
-    assert [*clips] == ["held-out clip", "reconstruction"] and prompt is None
+    assert [*clips] == ["truth", "reconstruction"] and prompt is None
 
 
 # --- the transformer
@@ -272,8 +272,8 @@ def test_processes_share_a_step_and_what_it_draws(tmp_path):
 def test_what_is_shown_is_a_clip_and_its_continuation(tmp_path):
     of = objective(tmp_path, frames=8)
     clips, prompt = of.show(of.model.eval())
-    assert prompt == 6 and [*clips] == ["held-out clip", "continued"]
-    rebuilt = of.tokenizer.reconstruct(clips["held-out clip"])
+    assert prompt == 6 and [*clips] == ["truth", "continued"]
+    rebuilt = of.tokenizer.reconstruct(clips["truth"])
     torch.testing.assert_close(clips["continued"][:6], rebuilt[:6])
 
 
