@@ -164,7 +164,7 @@ def test_a_run_stopped_halfway_sees_the_rest_of_the_clips(tmp_path):
 
 
 def test_watch_is_shown_clips_and_a_model_that_learns_on(tmp_path):
-    shown = []
+    shown, modes = [], []
 
     def watch(name, progress, clips, prompt):
         shown.append((name, progress.step, prompt))
@@ -172,9 +172,12 @@ def test_watch_is_shown_clips_and_a_model_that_learns_on(tmp_path):
         assert clips["truth"].shape == (2, 1, 32, 32)
 
     config, run = line(tmp_path, steps=3)
+    run.due = lambda: True
     of = Line(config)
+    of.register_forward_pre_hook(lambda *_: modes.append(of.model.training))
     fit(of, run, watch)
-    assert shown[-1] == ("line", 3, None) and len(shown) < 3
+    assert shown == [("line", step, None) for step in (1, 2, 3)]
+    assert modes == [True] * 3
 
 
 # --- the tokenizer
