@@ -456,7 +456,7 @@ def test_a_folder_is_a_source_to_train_on(folder, tmp_path):
     assert told == dict(size=16, frames=5, channels=3, fps=10.0, sources=3)
     assert {name for name, *_ in shown} == {"tokenizer", "transformer"}
     held = clips.held_out(1, 5, seed=1)[0]
-    assert torch.equal(shown[0][2]["held-out clip"], held)
+    assert torch.equal(shown[0][2]["truth"], held)
     weights = (tmp_path / "run/transformer.safetensors").read_bytes()
     train(config, clips, shape)  # done already
     assert (tmp_path / "run/transformer.safetensors").read_bytes() == weights
