@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from models import small_model
-from stt_lite import commands
+from stt_lite import cli, commands
 from stt_lite.bundles import load_pretrained, pretrained
 from stt_lite.cli import main
 from stt_lite.files import read_record, save_weights
@@ -176,17 +176,19 @@ def test_kinds_of_errors_that_input_causes(call, monkeypatch, error, told):
 
 
 @pytest.mark.parametrize("kind", [KeyError, AttributeError, RuntimeError, TypeError])
-def test_a_defect_shows_where_it_is_and_where_to_report_it(
-    call, root, monkeypatch, kind
-):
+def test_a_defect_shows_where_it_is_and_where_to_report_it(call, monkeypatch, kind):
     def fail(*arguments):
         raise kind("shapes")
 
     monkeypatch.setattr(commands, "train", fail)
     code, _, printed = call("train moving-mnist-tiny")
-    config = yaml.safe_load((root / "_config.yml").read_text())
     assert code == 1 and "Traceback" in printed and "in fail\n" in printed
-    assert printed.endswith(f"report it at {config['repository']['url']}/issues\n")
+    assert printed.endswith(f"report it at {cli.REPORT}\n")
+
+
+def test_reports_go_to_the_books_repository(root):
+    config = yaml.safe_load((root / "_config.yml").read_text())
+    assert cli.REPORT == f"{config['repository']['url']}/issues"
 
 
 def test_a_key_press_ends_it_quietly(call, monkeypatch):
