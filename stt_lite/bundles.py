@@ -14,7 +14,7 @@ from torch import Tensor
 from stt_lite.files import read_record, weights_folder
 from stt_lite.generation import VideoModel
 from stt_lite.layer import transformer_config
-from stt_lite.moving_mnist import MovingDigits, Source
+from stt_lite.moving_mnist import Batch, MovingDigits, Source
 from stt_lite.tokenizer import Tokenizer, load_tokenizer, tokenizer_config
 from stt_lite.transformer import count_parameters, load_transformer
 
@@ -152,8 +152,10 @@ HELD_OUT: dict[str, Callable[[dict], Source]] = {"digits": moving_digits}
 
 def held_out_clips(
     model: VideoModel, n: int, frames: int, seed: int
-) -> Float[Tensor, "n T C H W"]:
+) -> Float[Tensor, "n T C H W"] | Batch:
     """Held-out clips of the kind that the model was trained on, on its device.
+
+    For a model with actions, a `Batch`: its clips and their actions (n T).
 
     Raises:
         ValueError: a record that does not say what kind that is, or a number out of

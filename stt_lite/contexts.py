@@ -116,6 +116,7 @@ class ContextObjective(TransformerObjective):
         forecast = float(uniform()) < c.forecast_share
         known = whole(max(1, T // 4), T // 2) if forecast else True
         if step.done > 1 - c.rollout_share:
+            condition = self.condition(prepared["actions"])
             prompt = whole(max(1, int(T * (1 - c.rollout_length))), T - 1)
             known = prompt if forecast else True
             context[:, :-1] = continued(  # no prediction sees the last place
@@ -124,7 +125,8 @@ class ContextObjective(TransformerObjective):
                 context[:, :-1],
                 prompt,
                 noise[:, :-1],
-                temperature=0.0 if forecast else 1.0,
+                0.0 if forecast else 1.0,
+                None if condition is None else condition[:, :-1],
             )
         return prepared | {"context": context, "known": known}
 

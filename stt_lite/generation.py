@@ -1,8 +1,9 @@
 # Made from notebooks/08_generation.ipynb by "make extract".
 """Generation: a model that continues videos, in many ways, as long as you like."""
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from einops import rearrange, repeat
@@ -46,6 +47,22 @@ def row_noise(
     """Noise without end, each row from its own generator."""
     while True:
         yield torch.cat([net.draw_noise(1, 1, g)[:, 0] for g in generators])
+
+
+def check_actions(actions, count: int, shape: tuple[int, ...]) -> Tensor:
+    """Actions as int64 of that shape; ValueError: others, or not in [0, count)."""
+    x = torch.as_tensor(actions)
+    if x.ndim < len(shape):  # of one clip
+        x = x[None]
+    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        raise ValueError(f"actions must be whole numbers, got {x.dtype}")
+    if tuple(x.shape) != shape:
+        wanted = f"{shape}, one for each frame of each clip, the prompt's too"
+        raise ValueError(f"actions must have shape {wanted}, got {tuple(x.shape)}")
+    if x.min() < 0 or x.max() >= count:
+        got = f"{int(x.min())} to {int(x.max())}"
+        raise ValueError(f"actions must lie in [0, {count}), got {got}")
+    return x.long()
 
 
 class VideoModel(nn.Module):
@@ -103,6 +120,29 @@ class VideoModel(nn.Module):
             )
         return prompt.float()
 
+    def leads(self, actions, clips: int, frames: int) -> Callable | None:
+        """A function of t: the embedding (B E) of the action that leads to frame t.
+
+        None for a model without actions. `actions` are as in `generate` and `stream`.
+        """
+        net, count = self.transformer, self.transformer.config.actions
+        if not count:
+            if actions is not None:
+                raise ValueError("actions must be None: the model was trained without")
+            return None
+        if actions is None:
+            raise ValueError(
+                f"actions must be given, {clips} x {frames} numbers in [0, {count}): "
+                "the model was trained with them; got None"
+            )
+        device = net.start.device
+        if callable(actions):
+            return lambda t: net.actions(
+                check_actions(actions(t), count, (clips,)).to(device)
+            )
+        known = check_actions(actions, count, (clips, frames)).to(device)
+        return lambda t: net.actions(known[:, t])
+
     def tokens(self, clips: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B T D h w"]:
         """The codewords of real frames."""
         frames = clips.flatten(0, 1).to(self.transformer.start)
@@ -110,11 +150,11 @@ class VideoModel(nn.Module):
         codewords = [self.tokenizer.quantize(latents)[0] for latents in encoded]
         return torch.cat(codewords).unflatten(0, clips.shape[:2])
 
-    def rollouts(self, prompt, new_frames, samples, sampling, most_bytes):
+    def rollouts(self, prompt, new_frames, samples, sampling, most_bytes, leads=None):
         """Groups of futures whose caches hold so many bytes: clips and samples, frames.
 
         Clips and samples are slices; the frames' latents (b·s D h w) come without end.
-        A prompt is read once for all of its futures.
+        A prompt is read once for all of its futures. `leads` is as in the method.
         """
         net, c = self.transformer, self.transformer.config
         B, T = prompt.shape[:2]
@@ -123,18 +163,25 @@ class VideoModel(nn.Module):
         rows = max(1, int(min(most_bytes / bytes_each, B * samples)))
         seeds = future_seeds(B, samples, sampling.seed)
         clips_at_once, samples_at_once = max(1, rows // samples), min(samples, rows)
+        before = None if leads is None else torch.stack([*map(leads, range(T))], 1)
         for i in range(0, B, clips_at_once):
             b = slice(i, min(i + clips_at_once, B))
             latents = self.tokens(prompt[b])
             noise = row_noise(net, seeded(seeds[b, 0]))
             real = min(sampling.temperature, 1.0)  # above, z would misreport the prompt
-            cache = prefill(net, latents, slots, noise, real)
+            known = None if before is None else before[b]
+            cache = prefill(net, latents, slots, noise, real, known)
             for j in range(0, samples, samples_at_once):
                 s = slice(j, min(j + samples_at_once, samples))
                 generators = seeded(seeds[b, 1:][:, s].flatten())
-                yield b, s, self.roll(latents, cache, T, sampling, generators)
+                after = itertools.repeat(None)
+                if leads is not None:
+                    after = (leads(t)[b] for t in itertools.count(T))
+                yield b, s, self.roll(latents, cache, T, sampling, generators, after)
 
-    def roll(self, latents, cache, known, sampling, generators) -> Iterator[Tensor]:
+    def roll(
+        self, latents, cache, known, sampling, generators, after
+    ) -> Iterator[Tensor]:
         """The latents to show of each clip's next frames, for len(generators) rows."""
         net, B = self.transformer, len(latents)
         S = len(generators) // B
@@ -146,8 +193,17 @@ class VideoModel(nn.Module):
         )
         mean = net.config.head == "regression" and sampling.temperature == 0
         noise = row_noise(net, generators)
+        after = (None if x is None else x.repeat_interleave(S, 0) for x in after)
         for codewords, prediction in rollout(
-            net, self.tokenizer, latent, cache, known, noise, sampling, generators
+            net,
+            self.tokenizer,
+            latent,
+            cache,
+            known,
+            noise,
+            sampling,
+            generators,
+            after,
         ):
             yield prediction if mean else codewords
 
@@ -162,6 +218,7 @@ class VideoModel(nn.Module):
         top_k: int | None = None,
         window: int | None = None,
         progress: bool = False,
+        actions: Int[Tensor, "*B T2"] | None = None,
     ) -> Float[Tensor, "B2 S T2 C H W"]:
         """Continue each clip of a batch in `samples` ways.
 
@@ -176,6 +233,7 @@ class VideoModel(nn.Module):
             samples: futures S of each clip, at least 1.
             temperature, seed, top_k, window: see `Sampling`.
             progress: show a bar on stderr.
+            actions: what leads to each frame, of the prompt, too, (B T+new_frames).
 
         Returns:
             Prompt and new frames (B S T+new_frames C H W), float32, on the prompt's
@@ -183,15 +241,18 @@ class VideoModel(nn.Module):
 
         Raises:
             TypeError, ValueError: a prompt of the wrong type, rank, size or range, a
-                number out of range, or a model in training mode.
+                number out of range, a model in training mode, actions that do not fit.
         """
         sampling = Sampling(temperature, top_k, seed, window)
         prompt = self.check(prompt, new_frames, samples)
         B, T = prompt.shape[:2]
+        leads = self.leads(actions, B, T + new_frames)
         video = prompt.new_empty(B, samples, T + new_frames, *self.frame_shape)
         video[:, :, :T] = prompt[:, None]
         bar = tqdm(total=B * samples * new_frames, unit="frame", disable=not progress)
-        groups = self.rollouts(prompt, new_frames, samples, sampling, CACHE_BYTES)
+        groups = self.rollouts(
+            prompt, new_frames, samples, sampling, CACHE_BYTES, leads
+        )
         for b, s, frames in groups:
             latents = []
             for _ in range(new_frames):
@@ -211,15 +272,19 @@ class VideoModel(nn.Module):
         prompt: Float[Tensor, "*B T C H W"],
         new_frames: int = 5,
         samples: int = 1,
+        actions: Int[Tensor, "*B T2"] | Callable[[int], int | Tensor] | None = None,
         **options,
     ) -> Iterator[Float[Tensor, "B S C H W"]]:
         """The new frames of `generate`, each as soon as it is there.
 
-        All futures advance together. `options` are those of `Sampling`.
+        All futures advance together. `options` are those of `Sampling`. `actions` are
+        those of `generate`, or a function that is asked for the action (or those of B
+        clips) that leads to frame t, for the prompt's at once, then frame by frame.
         """
         sampling = Sampling(**options)
         prompt = self.check(prompt, new_frames, samples)
-        groups = self.rollouts(prompt, new_frames, samples, sampling, math.inf)
+        leads = self.leads(actions, len(prompt), prompt.shape[1] + new_frames)
+        groups = self.rollouts(prompt, new_frames, samples, sampling, math.inf, leads)
 
         def frames():
             latents = None

@@ -31,6 +31,7 @@ class TransformerConfig:
         gaussian: "latent", "bottleneck" or "off", see `GaussianLayer`.
         head: "regression" (the next latents) or "token" (logits over codewords).
         noise_channels: channels Z of the random variable in mode "latent".
+        actions: number of actions that a frame can follow from; 0: a world to watch.
 
     Raises:
         ValueError: an unknown mode or head, or a patch that does not divide the grid.
@@ -47,6 +48,7 @@ class TransformerConfig:
     gaussian: Literal["latent", "bottleneck", "off"] = "latent"
     head: Literal["regression", "token"] = "regression"
     noise_channels: int = 4
+    actions: int = 0
 
     def __post_init__(self):
         modes, heads = ("latent", "bottleneck", "off"), ("regression", "token")
@@ -55,6 +57,7 @@ class TransformerConfig:
             if value not in known:
                 raise ValueError(f"{name} must be one of {known}, got {value!r}")
         check_whole(self.patch, "patch")
+        check_whole(self.actions, "actions", least=0)
         if any(n % self.patch for n in self.grid):
             expected = f"divide the latent grid (h, w) = {self.grid}"
             raise ValueError(f"patch must {expected}, got {self.patch}")

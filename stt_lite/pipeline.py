@@ -41,6 +41,7 @@ def shape_of(
         patch=config.patch,
         gaussian=config.gaussian,
         head=config.head,
+        actions=getattr(source, "actions", 0),
     )
 
 

@@ -1,6 +1,7 @@
 # Made from notebooks/08_generation.ipynb by "make extract".
 """Sampling: how chance comes in, and the one rollout that all others use."""
 
+import itertools
 import math
 import numbers
 from collections.abc import Iterable, Iterator
@@ -109,19 +110,22 @@ def prefill(
     slots: int,
     noise: Iterator[Float[Tensor, "B L hP wP Z"]],
     temperature: float = 1.0,
+    condition: Float[Tensor, "B T E"] | None = None,
 ) -> tuple[KeyValueCache, ...]:
     """Read a prompt: the cache that knows all of its frames but the newest.
 
     What finds no slot is read frame by frame, while the oldest make way. `noise` gives
-    one draw for each frame.
+    one draw for each frame; `condition` is of the prompt's frames.
     """
     T = min(latents.shape[1], slots)
     together = torch.stack([next(noise) for _ in range(T)], dim=1)
-    cache = net.prefill(latents[:, :T], slots, together, temperature)
+    first = None if condition is None else condition[:, :T]
+    cache = net.prefill(latents[:, :T], slots, together, temperature, first)
     for t in range(T, latents.shape[1]):
         cache = keep_start(cache) if slots > 1 else cache
         before, now = latents[:, t - 1], latents[:, t]
-        _, cache = net.step(before, cache, next(noise), now, temperature)
+        leads = None if condition is None else condition[:, t]
+        _, cache = net.step(before, cache, next(noise), now, temperature, leads)
     return cache
 
 
@@ -135,6 +139,7 @@ def rollout(
     noise: Iterable[Float[Tensor, "B L hP wP Z"]],
     sampling: Sampling = Sampling(),
     generators: list[torch.Generator] | None = None,
+    conditions: Iterable[Float[Tensor, "B E"] | None] = itertools.repeat(None),
 ) -> Iterator[tuple[Float[Tensor, "B D h w"], Float[Tensor, "B D_or_K h w"]]]:
     """Frame after frame: yields codewords, and the prediction that they come from.
 
@@ -146,13 +151,14 @@ def rollout(
         noise: one draw for each new frame; it ends the rollout.
         generators: one for each row, to draw a token head's tokens; None takes the
             likeliest.
+        conditions: of each new frame, asked for when it is due.
     """
     head, slots = net.config.head, cache[0].keys.shape[2]
     temperature = sampling.temperature
-    for t, draw in enumerate(noise, start=known):
+    for t, (draw, condition) in enumerate(zip(noise, conditions), start=known):
         if t >= slots > 1:  # the cache is full
             cache = keep_start(cache)
-        prediction, cache = net.step(latent, cache, draw, temperature=temperature)
+        prediction, cache = net.step(latent, cache, draw, None, temperature, condition)
         if head == "token" and generators and temperature > 0:
             prediction = draw_tokens(prediction, sampling, generators)
         latent = snap(tokenizer, prediction, head)
@@ -166,10 +172,16 @@ def continued(
     prompt: int,
     noise: Float[Tensor, "B T L hP wP Z"],
     temperature: float = 1.0,
+    condition: Float[Tensor, "B T E"] | None = None,
 ) -> Float[Tensor, "B T D h w"]:
     """The first `prompt` frames as they are, all later ones from the model itself."""
-    draws = iter(noise.unbind(1))
+    T, draws = latents.shape[1], iter(noise.unbind(1))
     known, sampling = latents[:, :prompt], Sampling(temperature)
-    cache = prefill(net, known, latents.shape[1], draws, temperature)
-    new = rollout(net, tokenizer, known[:, -1], cache, prompt, draws, sampling)
+    before, after = None, [None] * (T - prompt)
+    if condition is not None:
+        before, after = condition[:, :prompt], condition[:, prompt:].unbind(1)
+    cache = prefill(net, known, T, draws, temperature, before)
+    new = rollout(
+        net, tokenizer, known[:, -1], cache, prompt, draws, sampling, None, after
+    )
     return torch.stack([*known.unbind(1), *(frame for frame, _ in new)], dim=1)

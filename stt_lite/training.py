@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -58,11 +58,15 @@ class Objective(nn.Module):
         """Arguments of `forward`, for this process's share of the clips."""
         return {"clips": step.share(batch.clips)}
 
+    def held_out(self) -> Batch:
+        """One clip to look at."""
+        device = next(self.model.parameters()).device
+        drawn = self.source.held_out(1, self.source.frames, 1, device)
+        return drawn if isinstance(drawn, Batch) else Batch(drawn)
+
     def show(self, model: nn.Module) -> tuple[dict[str, Tensor], int | None]:
         """Clips to look at, and how many first frames of them are a prompt."""
-        device = next(model.parameters()).device
-        clip = self.source.held_out(1, self.source.frames, 1, device)[0]
-        return {"truth": clip}, None
+        return {"truth": self.held_out().clips[0]}, None
 
 
 def fit(objective: Objective, run: Run, watch: Callable | None = None) -> nn.Module:
@@ -159,6 +163,7 @@ class TeacherForcing(RunConfig):
         average: decay of the moving average of the transformer's weights.
         pixel_weight: weight of the squared error in pixels, through the frozen decoder,
             next to that in latents.
+        moving: extra weight of a token that differs from the frame before's.
         beta: weight of the KL, in squared latent units per nat: what a nat of z must
             save; larger frames, whose summed errors are larger, want a larger one.
 
@@ -176,6 +181,7 @@ class TeacherForcing(RunConfig):
     muon_rate: Positive = 0.02
     average: Share = 0.998
     pixel_weight: AtLeastZero = 10.0
+    moving: AtLeastZero = 0.0
     beta: AtLeastZero = 20.0
 
     def objective(
@@ -228,8 +234,13 @@ class TransformerObjective(Objective):
         noise = step.share(self.model.draw_noise(B, T, step.on_device))
         clips = step.share(batch.clips)
         target, indices = self.tokens(clips)
-        drawn = dict(clips=clips, noise=noise, known=True)
+        actions = None if batch.actions is None else step.share(batch.actions)
+        drawn = dict(clips=clips, noise=noise, known=True, actions=actions)
         return drawn | dict(context=target, target=target, indices=indices)
+
+    def condition(self, actions: Int[Tensor, "B T"] | None) -> Tensor | None:
+        """What the transformer adds to its stream (B T E) for the actions of clips."""
+        return None if actions is None else self.model.actions(actions)
 
     def tokens(self, clips: Float[Tensor, "B T C H W"]) -> tuple[Tensor, Tensor]:
         """Codewords (B T D h w) of clips and their indices (B T h w)."""
@@ -239,13 +250,17 @@ class TransformerObjective(Objective):
         return latents.unflatten(0, shape), indices.unflatten(0, shape)
 
     def forward(
-        self, clips, context, target, indices, noise, known
+        self, clips, context, target, indices, noise, known, actions=None
     ) -> tuple[Tensor, dict]:
         """The loss per latent, and errors per frame."""
         c, per_frame = self.config, target[0, 0, 0].numel()
-        out = self.model(context, noise=noise, target=target, posterior=known)
+        condition = self.condition(actions)
+        seen = dict(noise=noise, target=target, posterior=known, condition=condition)
+        out = self.model(context, **seen)
         wanted = target if c.head == "regression" else indices
-        error = prediction_error(out.prediction, wanted).mean()
+        weight = torch.ones_like(indices, dtype=torch.float32)
+        weight[:, 1:] += c.moving * (indices[:, 1:] != indices[:, :-1])
+        error = prediction_error(out.prediction, wanted, weight=weight).mean()
         nats = out.kl.sum(-1).mean()
         loss = error + c.beta * nats
         logs = {"latents": error.detach(), "nats": nats.detach()}
@@ -260,10 +275,13 @@ class TransformerObjective(Objective):
     @torch.no_grad()
     def show(self, model: nn.Module) -> tuple[dict[str, Tensor], int]:
         """A held-out clip, and what the model makes of its first three quarters."""
-        clips, _ = super().show(model)
-        latents = self.tokens(clips["truth"][None])[0]
+        batch = self.held_out()
+        latents, condition = self.tokens(batch.clips)[0], self.condition(batch.actions)
         frames = latents.shape[1]
         prompt = max(1, 3 * frames // 4)
         noise = model.draw_noise(1, frames)
-        rolled = continued(model, self.tokenizer, latents, prompt, noise, 0.0)[0]
-        return clips | {"continued": self.tokenizer.decode(rolled)}, prompt
+        rolled = continued(
+            model, self.tokenizer, latents, prompt, noise, 0.0, condition
+        )[0]
+        shown = {"truth": batch.clips[0], "continued": self.tokenizer.decode(rolled)}
+        return shown, prompt

@@ -45,6 +45,7 @@ class SpatialTemporalTransformer(nn.Module):
         self.layers = nn.ModuleList(TransformerLayer(c) for _ in range(c.layers))
         self.norm = RMSNorm(c.width)
         self.head = nn.Linear(c.width, c.out_channels * c.patch**2)
+        self.actions = nn.Embedding(c.actions, c.width) if c.actions else None
 
     def to_stream(
         self,
@@ -223,18 +224,21 @@ def prediction_error(
     prediction: Float[Tensor, "B T D_or_K h w"],
     target: Float[Tensor, "B T D h w"] | Int[Tensor, "B T h w"],
     lengths: Int[Tensor, "B"] | None = None,
+    weight: Float[Tensor, "B T h w"] | None = None,
 ) -> Float[Tensor, "B T"]:
     """Error of each frame, 0 for padding: what training minimizes, next to the KL.
 
     Latents against latents: squared error, summed over the frame. Logits against
-    codeword indices: cross-entropy in nats, summed. No gradient reaches the target.
+    codeword indices: cross-entropy in nats, summed. `weight` is of each latent. No
+    gradient reaches the target.
     """
     prediction = prediction.float()
     if target.is_floating_point():
-        error = (prediction - target.detach()).square().sum((2, 3, 4))
+        error = (prediction - target.detach()).square().sum(2)  # (B T h w)
     else:
         logits = prediction.movedim(2, 1)  # (B K T h w)
-        error = F.cross_entropy(logits, target, reduction="none").sum((2, 3))
+        error = F.cross_entropy(logits, target, reduction="none")
+    error = (error if weight is None else weight * error).sum((2, 3))
     if lengths is None:
         return error
     return torch.where(padding_mask(lengths, error.shape[1]), error, 0)

@@ -87,11 +87,11 @@ def report_clocks(rank: int, folder: str) -> None:
 
 
 class FakeClips:
-    """A source of squares that move one pixel a frame, with actions or without."""
+    """A source of squares that move one pixel a frame, with some actions or none."""
 
     size = 16
 
-    def __init__(self, data, channels=1, frames=4, actions=False):
+    def __init__(self, data, channels=1, frames=4, actions=0):
         self.data, self.channels, self.frames = data, channels, frames
         self.actions = actions
 

@@ -427,3 +427,64 @@ def test_numbers_of_numpy_are_numbers(unchecked):
     numbers = np.int64(2), np.int32(2), np.float32(0.5)
     theirs = model.generate(prompt, *numbers, seed=np.int64(3))
     assert torch.equal(theirs, model.generate(prompt, 2, 2, 0.5, seed=3))
+
+
+# Actions
+
+
+def acting():
+    model = small_model(actions=3)
+    model.transformer.actions.weight.data.mul_(5)
+    return model
+
+
+def test_an_action_changes_its_frame_and_none_before():
+    model = acting()
+    prompt = torch.rand(2, 3, *model.frame_shape)
+    actions = torch.randint(3, (2, 9))
+    other = actions.clone()
+    other[:, 6] = (other[:, 6] + 1) % 3
+    options = dict(new_frames=6, temperature=0.0, seed=0)
+    a, b = (model.generate(prompt, actions=x, **options) for x in (actions, other))
+    assert torch.equal(a[:, :, :6], b[:, :, :6])
+    assert not torch.equal(a[:, :, 6], b[:, :, 6])
+
+
+def test_actions_streamed_or_asked_for_are_those_of_generate():
+    model, actions = acting(), torch.randint(3, (2, 9))
+    prompt = torch.rand(2, 3, *model.frame_shape)
+    video = model.generate(prompt, 6, 2, seed=0, actions=actions)
+    asked = []
+
+    def ask(t):
+        asked.append(t)
+        return actions[:, t]
+
+    for given in (actions, ask):
+        frames = [*model.stream(prompt, 6, 2, actions=given, seed=0)]
+        torch.testing.assert_close(torch.stack(frames, 2), video[:, :, 3:])
+    assert asked == [*range(9)]
+
+
+@pytest.mark.parametrize(
+    "actions, message",
+    [
+        (None, "actions must be given, 2 x 9 numbers in \\[0, 3\\)"),
+        (torch.zeros(2, 8, dtype=torch.long), "actions must have shape \\(2, 9\\)"),
+        (torch.full((2, 9), 3), "actions must lie in \\[0, 3\\), got 3 to 3"),
+        (torch.full((2, 9), -1), "actions must lie in \\[0, 3\\), got -1 to -1"),
+        (torch.zeros(2, 9), "actions must be whole numbers, got torch.float32"),
+        (torch.zeros(2, 9).bool(), "actions must be whole numbers, got torch.bool"),
+    ],
+)
+def test_actions_that_do_not_fit_are_refused(actions, message, unchecked):
+    model = acting()
+    with pytest.raises(ValueError, match=message):
+        model.generate(torch.rand(2, 3, *model.frame_shape), 6, actions=actions)
+
+
+def test_a_model_without_actions_takes_none():
+    model = small_model()
+    prompt = torch.rand(1, 3, *model.frame_shape)
+    with pytest.raises(ValueError, match="actions must be None"):
+        model.generate(prompt, 2, actions=torch.zeros(1, 5, dtype=torch.long))

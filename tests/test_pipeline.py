@@ -31,7 +31,7 @@ from stt_lite.transformer import load_transformer
 
 SOURCES = {
     "digits": MovingDigits(size=16, frames=4),
-    "game": FakeClips({"game": "fake", "seed": 1}, channels=3, actions=True),
+    "game": FakeClips({"game": "fake", "seed": 1}, channels=3, actions=2),
     "folder": FakeClips({"files": ["a.mp4", "b.mp4"], "path": Path("clips")}),
 }
 PHOTOGRAPHS = FakeClips({"photographs": ["cat"]}, channels=3, frames=1)
