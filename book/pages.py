@@ -11,7 +11,7 @@ from sphinx.ext.mathjax import MATHJAX_URL
 from sphinx.util import logging
 
 import vendor
-from extract import read_notebooks
+from cells import read_notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
 CDN = "https://cdn.jsdelivr.net/npm"

@@ -450,6 +450,15 @@ def test_an_action_changes_its_frame_and_none_before():
     assert not torch.equal(a[:, :, 6], b[:, :, 6])
 
 
+def test_each_future_is_told_its_own_clips_actions():
+    model, actions = acting(), torch.tensor([[0] * 9, [2] * 9])
+    prompt = torch.rand(2, 3, *model.frame_shape)
+    options = dict(new_frames=6, samples=2, temperature=0.0, seed=0)
+    both = model.generate(prompt, actions=actions, **options)
+    first = model.generate(prompt[:1], actions=actions[:1], **options)
+    torch.testing.assert_close(both[:1], first)
+
+
 def test_actions_streamed_or_asked_for_are_those_of_generate():
     model, actions = acting(), torch.randint(3, (2, 9))
     prompt = torch.rand(2, 3, *model.frame_shape)

@@ -7,8 +7,8 @@ import nbformat
 import pytest
 import yaml
 
+from cells import Notebook
 from conftest import ROOT
-from extract import Notebook
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"

@@ -189,3 +189,46 @@ def test_continued_keeps_the_prompt_and_rolls_on(head):
     other[:, 3:] = torch.randn_like(other[:, 3:])
     again = continued(net, model.tokenizer, other, 3, noise, 0.5)
     assert torch.equal(again, video)  # what really came later has no say
+
+
+# Conditions
+
+
+@pytest.mark.parametrize("slots", [9, 4, 2])
+def test_a_condition_is_read_and_rolled_frame_by_frame(slots):
+    model = small_model()
+    net, latents = model.transformer, model.tokens(random_clips(2, 6))
+    noise, condition = net.draw_noise(2, 9), 5 * torch.randn(2, 9, 16)
+    draws, leads = iter(noise.unbind(1)), condition[:, 6:].unbind(1)
+    read = prefill(net, latents, slots, draws, 1.0, condition[:, :6])
+    start = latents[:, -1], read, 6
+    frames = list(rollout(net, model.tokenizer, *start, draws, conditions=leads))
+    assert len(frames) == 3
+    cache, previous = net.empty_cache(2, slots), None
+    with torch.no_grad():
+        for t in range(9):
+            if t >= slots > 1:
+                cache = keep_start(cache)
+            now = latents[:, t] if t < 6 else None
+            prediction, cache = net.step(
+                previous, cache, noise[:, t], now, condition=condition[:, t]
+            )
+            if t >= 6:
+                close(frames[t - 6][1], prediction, 1e-4)
+                now = frames[t - 6][0]
+            previous = now
+
+
+def test_continued_rolls_on_under_its_condition():
+    model = small_model()
+    net, latents = model.transformer, model.tokens(random_clips(2, 7))
+    noise, condition = net.draw_noise(2, 7), 5 * torch.randn(2, 7, 16)
+    video = continued(net, model.tokenizer, latents, 3, noise, 0.5, condition)
+    draws, leads = iter(noise.unbind(1)), condition[:, 3:].unbind(1)
+    cache = prefill(net, latents[:, :3], 7, draws, 0.5, condition[:, :3])
+    start = latents[:, 2], cache, 3
+    sampling = Sampling(0.5)
+    frames = rollout(net, model.tokenizer, *start, draws, sampling, None, leads)
+    close(video[:, 3:], torch.stack([frame for frame, _ in frames], 1))
+    plain = continued(net, model.tokenizer, latents, 3, noise, 0.5)
+    assert not torch.equal(video, plain)

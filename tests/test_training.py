@@ -263,6 +263,74 @@ def test_the_loss_is_errors_and_nats_per_latent(tmp_path):
     assert "pixels" not in logs
 
 
+@pytest.mark.parametrize("head", ["regression", "token"])
+def test_what_moves_weighs_more(tmp_path, head):
+    of = objective(tmp_path, moving=3.0, pixel_weight=0.0, head=head)
+    given = prepared(of)
+    out = of.model(given["context"], noise=given["noise"], target=given["target"])
+    logits, indices = out.prediction, given["indices"]
+    if head == "token":
+        shares = logits.log_softmax(2).gather(2, indices[:, :, None])
+        each = -shares[:, :, 0]
+    else:
+        each = (logits - given["target"]).square().sum(2)
+    moved = torch.zeros_like(each)
+    moved[:, 1:] = (indices[:, 1:] != indices[:, :-1]).float()
+    assert 0 < moved.mean() < 0.9
+    expected = ((1 + 3 * moved) * each).sum((2, 3)).mean()
+    torch.testing.assert_close(of(**given)[1]["latents"], expected)
+
+
+class Told(MovingDigits):
+    """Digits with actions, which lead to nothing."""
+
+    actions = 3
+
+    def draw(self, n, frames, generator=None, device="cpu"):
+        clips = super().draw(n, frames, generator, device).clips
+        return Batch(clips, torch.randint(3, (n, frames), generator=generator))
+
+    def held_out(self, n, frames, seed=0, device="cpu"):
+        return self.draw(n, frames, torch.Generator().manual_seed(seed), device)
+
+
+def told(folder, **changes):
+    config = TeacherForcing(out=folder, **{"steps": 8, "batch": 2} | changes)
+    model, tokenizer = net(actions=3), load_tokenizer("moving-mnist-tiny")
+    model.actions.weight.data.mul_(10)
+    return TransformerObjective(model, tokenizer, config, Told(frames=6)).train()
+
+
+def test_actions_reach_the_loss_and_learn(tmp_path):
+    of = told(tmp_path)
+    for p in of.model.parameters():
+        p.data.add_(0.1 * torch.randn_like(p))
+    given = prepared(of)
+    loss, _ = of(**given)
+    loss.backward()
+    assert of.model.actions.weight.grad.abs().sum() > 0
+    other, _ = of(**given | {"actions": (given["actions"] + 1) % 3})
+    assert not torch.equal(loss, other)
+
+
+def test_processes_share_the_actions(tmp_path):
+    of = told(tmp_path, batch=4)
+    whole = prepared(of)["actions"]
+    for process in range(2):
+        half = prepared(of, step_of(process=process, processes=2))["actions"]
+        assert torch.equal(half, whole[process::2])
+
+
+def test_what_is_shown_follows_the_clips_own_actions(tmp_path, monkeypatch):
+    of, seen = told(tmp_path), []
+    monkeypatch.setattr(
+        training, "continued", lambda *given: seen.append(given[-1]) or given[2]
+    )
+    of.show(of.model.eval())
+    actions = of.source.held_out(1, 6, 1).actions
+    assert torch.equal(seen[0], of.model.actions(actions))
+
+
 def test_processes_share_a_step_and_what_it_draws(tmp_path):
     of = objective(tmp_path, batch=4)
     whole = prepared(of)

@@ -422,6 +422,18 @@ def test_prediction_error():
     torch.testing.assert_close(masked, expected * real)
 
 
+def test_a_weight_is_of_each_latent():
+    prediction, latents = torch.randn(2, 2, 3, 4, 5, 6)
+    weight, indices = torch.rand(2, 3, 5, 6), torch.randint(4, (2, 3, 5, 6))
+    weighted = weight[:, :, None]
+    expected = (weighted * (prediction - latents) ** 2).sum((2, 3, 4))
+    error = prediction_error(prediction, latents, weight=weight)
+    torch.testing.assert_close(error, expected)
+    log_shares = prediction.log_softmax(2).gather(2, indices[:, :, None])
+    error = prediction_error(prediction, indices, weight=weight)
+    torch.testing.assert_close(error, -(weighted * log_shares).sum((2, 3, 4)))
+
+
 # Sizes, counts, patches
 
 
