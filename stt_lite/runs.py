@@ -164,8 +164,7 @@ class Run:
             ValueError: a checkpoint of another config, or none at all.
         """
         self.parts = parts | {"scaler": self.accelerator.scaler}
-        if self.main:
-            self.next.unlink(missing_ok=True)  # of a run that was killed
+        self.next.unlink(missing_ok=True)  # of a run that was killed
         if self.path.exists():
             self.load(self.path)
         falls = self.done >= 1 - self.config.decay_share
@@ -175,9 +174,8 @@ class Run:
 
     def load(self, path: Path) -> None:
         """Bring progress and parts back to where a checkpoint has them."""
-        defaults = as_json(type(self.config)())
-        got = checkpoints.load_checkpoint(path, self.settings, self.parts, defaults)
-        self.progress = got
+        given = self.settings, self.parts, as_json(type(self.config)())
+        self.progress = checkpoints.load_checkpoint(path, *given)
 
     def report(self, loss: Tensor, norm: Tensor, clips: int, logs: dict) -> None:
         """What a step came to: its loss, the gradient's norm, and what else to show.
