@@ -111,6 +111,14 @@ def test_what_is_averaged_lags_behind(tmp_path):
     assert weights[0.0][0] == weights[0.0][1] == weights[0.9][1] > weights[0.9][0]
 
 
+def test_what_is_averaged_are_the_weights_after_a_step(tmp_path):
+    config, run = line(tmp_path, steps=5, schedule="cosine")
+    of = Line(config, averaged=1e-9)  # as good as no average: the last weights alone
+    best = fit(of, run)
+    assert best is not of.model
+    assert best.weight.item() == pytest.approx(of.model.weight.item(), abs=1e-7)
+
+
 def test_the_rate_follows_the_schedule(tmp_path, monkeypatch):
     config, run = line(tmp_path, steps=10, schedule="cosine", adamw_rate=0.1)
     rates, step = [], training.MuonAdamW.step
