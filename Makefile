@@ -4,6 +4,9 @@
 
 .NOTPARALLEL:
 
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c # what fails in a pipe fails
+
 PYTHON ?= python3
 PORT ?= 8000
 VENV := .venv
@@ -13,7 +16,7 @@ PAGES := _build/html
 WORKERS ?= 2
 # Each worker takes a file, or a notebook, at a time.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
-PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -24,8 +27,8 @@ $(READY): requirements.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import ensurepip' || { echo "This Python has no venv module: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
 	@echo "Setting up $(VENV) (a few minutes, once)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install -r requirements.txt -c constraints.txt
-	@$(PIP) install --no-build-isolation --no-deps -e .
+	@$(PIP) install -r requirements.txt -c constraints.txt | { grep --line-buffered '^Collecting' || true; }
+	@$(PIP) -qq install --no-build-isolation --no-deps -e .
 	@touch $@
 
 book: $(READY) ## build the pages into _build/html, and generate a first continuation
@@ -68,8 +71,11 @@ stamp: $(READY) ## write links and first cell into every notebook
 
 serve: $(READY) ## serve the built pages on this machine
 	@test -f $(PAGES)/index.html || { echo "No pages yet: run make book first"; exit 1; }
+	@$(BIN)/python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))' 2> /dev/null || { echo "Port $(PORT) is taken: try make serve PORT=8001"; exit 1; }
 	@echo "http://localhost:$(PORT)/book/index.html (Ctrl-C ends it)"
 	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory $(PAGES)
 
 clean: ## remove the pages and the environment
-	rm -rf $(VENV) _build book/_assets/vendor *.egg-info
+	rm -rf $(VENV) _build build book/_assets/vendor *.egg-info .pytest_cache .ruff_cache
+	find stt_lite book tests notebooks -name __pycache__ -prune -exec rm -rf {} +
+	find notebooks -name .ipynb_checkpoints -prune -exec rm -rf {} +

@@ -39,7 +39,7 @@ def bundles() -> dict[str, tuple[Path, Path]]:
 
 def find_model(name: str | Path) -> tuple[Path, Path]:
     """Tokenizer and transformer of a bundle, or in a folder; else a ValueError."""
-    known, folder = bundles(), Path(name)
+    known, folder = bundles(), Path(name).expanduser()
     if str(name) in known:
         return known[str(name)]
     if folder.is_dir():

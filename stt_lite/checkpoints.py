@@ -3,17 +3,27 @@
 
 import io
 import json
+import math
+import numbers
 import pickle
 import textwrap
+import typing
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 
 from stt_lite.files import write_file
 
-__all__ = ["Progress", "as_json", "check_same", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "Progress",
+    "as_json",
+    "check_fields",
+    "check_same",
+    "load_checkpoint",
+    "save_checkpoint",
+]
 
 
 @dataclass
@@ -25,6 +35,7 @@ class Progress:
     seconds: float = 0.0  # of training, without saving and showing
     decaying: bool = False  # the learning rate has begun its last fall
     history: list[list[float]] = field(default_factory=list)  # step, seconds, loss
+    kept: list[float] = field(default_factory=list)  # |loss| at each checkpoint
 
 
 def save_checkpoint(path: Path, progress: Progress, settings: dict, parts: dict):
@@ -42,11 +53,8 @@ def save_checkpoint(path: Path, progress: Progress, settings: dict, parts: dict)
     try:
         write_file(path, buffer.getvalue())
     except OSError as error:
-        kept = "the one before it is still there"
-        kept = kept if path.exists() else "there is none before it"
-        message = f"could not write the checkpoint of step {progress.step} "
-        message += f"({error.strerror}); {kept}"
-        raise OSError(error.errno, message, str(path)) from error
+        reason = f"could not write the checkpoint of step {progress.step}"
+        raise OSError(error.errno, f"{reason}: {error.strerror}", str(path)) from error
 
 
 def load_checkpoint(
@@ -64,10 +72,8 @@ def load_checkpoint(
     broken = (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        then, progress = (
-            (defaults or {}) | state["config"],
-            Progress(**state["progress"]),
-        )
+        then = (defaults or {}) | state["config"]
+        progress = Progress(**state["progress"])
     except broken as error:
         reason = type(error).__name__
         raise ValueError(f"{path} is not a whole checkpoint: {reason}") from error
@@ -77,12 +83,15 @@ def load_checkpoint(
     for name, part in parts.items():
         if part is None or (name == "scaler" and name not in state):
             continue  # a run that was not in float16 so far finds its scale anew
+        peaks = [group.get("peak") for group in getattr(part, "param_groups", [])]
         try:
             part.load_state_dict(state[name])
         except (RuntimeError, ValueError) as error:  # weights of another shape
             reason = textwrap.shorten(str(error), 200)
             message = f"{path} does not fit: {reason}; choose another `out`"
             raise ValueError(message) from error
+        for peak, group in zip(peaks, getattr(part, "param_groups", [])):
+            group["peak"] = peak
     return progress
 
 
@@ -97,7 +106,7 @@ def as_json(value: Any) -> Any:
 
 # What may differ between two pieces of one run.
 MAY_CHANGE = {"out", "minutes", "steps", "batch", "schedule", "decay_share"}
-MAY_CHANGE |= {"precision", "compile", "checkpoint_seconds"}
+MAY_CHANGE |= {"adamw_rate", "muon_rate", "precision", "compile", "checkpoint_seconds"}
 # Fields of the first edition, and what all runs have in their place now.
 GONE = {"clip": 1.0, "beta_warmup": 0.0, "blur": 0.0, "hide": 0.0, "start": None}
 
@@ -116,3 +125,43 @@ def check_same(then: dict, now: dict, path: Path) -> None:
     if changed:
         what = ", ".join(changed)
         raise ValueError(f"{path} is of another config: {what}; choose another `out`")
+
+
+RANGES = {
+    "above 0": lambda x: 0 < x < math.inf,
+    "at least 0": lambda x: 0 <= x < math.inf,
+    "in [0, 1)": lambda x: 0 <= x < 1,
+    "in (0, 1)": lambda x: 0 < x < 1,
+}
+
+
+def check_fields(config: Any) -> None:
+    """Make the fields of a frozen dataclass what their annotations say.
+
+    Numbers, numpy's too, become Python's own, which JSON can hold.
+
+    Raises:
+        ValueError: a value of another kind, or out of its range.
+    """
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for name, hint in hints.items():
+        value, kinds = getattr(config, name), typing.get_args(hint)
+        if type(None) in kinds:  # X | None
+            if value is None:
+                continue
+            hint, kinds = kinds[0], typing.get_args(kinds[0])
+        if typing.get_origin(hint) is Literal:
+            good, wanted = value in kinds, " or ".join(f'"{kind}"' for kind in kinds)
+        elif typing.get_origin(hint) is Annotated:
+            number, wanted = kinds
+            whole = number is int
+            kind = numbers.Integral if whole else numbers.Real
+            good = isinstance(value, kind) and not isinstance(value, bool)
+            good = good and RANGES[wanted](value)  # NaN is in none
+            wanted = f"a whole number {wanted}" if whole else wanted
+            value = number(value) if good else value
+        else:
+            good, wanted = isinstance(value, hint), f"of type {hint.__name__}"
+        if not good:
+            raise ValueError(f"{name} must be {wanted}, got {value!r}")
+        object.__setattr__(config, name, value)

@@ -27,7 +27,8 @@ __all__ = ["main"]
 def is_users(error: Exception) -> bool:
     """Whether an error is of a kind that input can cause; others are our defects."""
     if isinstance(error, RuntimeError):  # torch's word for a full memory, too
-        return bool(re.search("memory|overflow", str(error), re.IGNORECASE))
+        words = "memory|overflow|home directory"
+        return bool(re.search(words, str(error), re.IGNORECASE))
     kinds = ArithmeticError, ImportError, MemoryError, OSError, ValueError
     return isinstance(error, kinds)
 
@@ -39,11 +40,16 @@ def parse(arguments: list[str]):
         name: f"{p.source.size}x{p.source.size} pixels, digits: {p.source.digits}"
         for name, p in presets.items()
     }
-    train_preset = tyro.extras.subcommand_type_from_defaults(presets, notes)
+    digits = tyro.extras.subcommand_type_from_defaults(presets, notes)
     folder = Annotated[TrainFolder, tyro.conf.subcommand("folder")]
+
+    def train(what: digits | folder):
+        """Train on moving digits, or on your own videos; again: go on."""
+        return what
+
     commands = {
         "generate": Generate,
-        "train": train_preset | folder,
+        "train": train,
         "evaluate": Evaluate,
         "compare": Compare,
         "pretrained": Pretrained,
@@ -86,10 +92,8 @@ def main(arguments: list[str] | None = None) -> None:
             Compare(tuple(arguments[1:])).run()
         else:
             parse(arguments).run()
-    except KeyboardInterrupt:
-        print(
-            "stt-lite: stopped; a training goes on when called again", file=sys.stderr
-        )
+    except KeyboardInterrupt as stop:
+        print(f"\nstt-lite: {str(stop) or 'stopped'}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if is_users(error):

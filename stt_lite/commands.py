@@ -102,7 +102,6 @@ class Generate:
     device: str | None = None
 
     def run(self) -> None:
-        start = time.perf_counter()
         if self.out.suffix.lower() not in (".gif", ".mp4"):
             raise ValueError(f"out must end in .gif or .mp4, got {self.out}")
         check_writable(self.out)
@@ -115,31 +114,32 @@ class Generate:
             truth = held_out_clips(model, 1, given + new, seed=self.clip)[0].cpu()
             prompt, note = truth[:given], "; on the left what really happened"
         else:
-            prompt = read_prompt(model, self.prompt, given)
+            prompt = read_prompt(model, self.prompt.expanduser(), given)
+        start, how = time.perf_counter(), (self.temperature, self.seed)
         video = model.generate(
             prompt,
             new,
             self.samples,
-            self.temperature,
-            self.seed,
+            *how,
             self.top_k,
             self.window,
             progress=sys.stderr.isatty(),
         )[0]
+        seconds = time.perf_counter() - start
         row = side_by_side(video, len(prompt), truth)
         save_video(self.out, row, fps=self.fps, scale=max(1, 128 // video.shape[-1]))
-        seconds = time.perf_counter() - start
-        print(self.out)
-        print(
-            f"prompt of {len(prompt)} frames, futures: {self.samples}, "
-            f"new frames: {new}{note}"
-        )
-        print(f"loaded, generated and written in {seconds:.1f} s on {device}")
+        told = f"prompt of {len(prompt)} frames, futures: {self.samples}"
+        print(f"{self.out}\n{told}, new frames: {new}{note}")
+        print(f"generated in {seconds:.1f} s on {device}")
 
 
 @dataclass
 class Train:
-    """Train a transformer on digits, with a bundled tokenizer or one of its own."""
+    """Train a transformer on digits, with a bundled tokenizer or one of its own.
+
+    Args:
+        tokenizer: a bundled one by name, or one by path; None trains one first.
+    """
 
     config: TrainingConfig
     source: MovingDigits
@@ -212,9 +212,11 @@ class Evaluate:
         if self.canonical:
             found["canonical"] = on_canonical(model, self.canonical)
         found |= evaluate_model(model, self.clips, self.seeds)
-        if self.out is not None:  # before it is printed: a closed pipe loses nothing
-            write_file(self.out, (json.dumps(found, indent=2) + "\n").encode())
-        print(evaluation_table(found, self.bundle))
+        try:
+            if self.out is not None:  # a closed pipe loses nothing
+                write_file(self.out, (json.dumps(found, indent=2) + "\n").encode())
+        finally:  # and neither does a full disk
+            print(evaluation_table(found, self.bundle))
         if self.out is not None:
             print(self.out)
 

@@ -2,13 +2,15 @@
 """Files: weights and records are written whole or not at all. Built in appendix 91."""
 
 import contextlib
-import difflib
 import hashlib
 import importlib.resources
+import itertools
 import json
 import os
+import secrets
 import tempfile
 import textwrap
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load, save
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 __all__ = [
     "check_writable",
@@ -32,26 +35,29 @@ __all__ = [
 def write_file(path: str | os.PathLike, content: bytes) -> None:
     """Write a file in one step: a reader finds the old file or the new, never a half.
 
-    The content goes to `<name>.part` in the same folder, which is made if need be;
-    that file then replaces `path`. At an OSError, such as a full disk, the old stays.
+    The folder is made if need be. At an OSError, such as a full disk, the old stays.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    for old in path.parent.glob(".part-*"):  # of writers that were killed
+        with contextlib.suppress(OSError):
+            if old.stat().st_mtime < time.time() - 3600:
+                old.unlink()
+    part = path.with_name(f".part-{secrets.token_hex(8)}")
     try:
-        with open(part, "wb") as file:
+        with open(part, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())  # on the disk, not only on its way there
         os.replace(part, path)
-    except OSError:
-        with contextlib.suppress(OSError):
+    finally:
+        with contextlib.suppress(OSError):  # usually it has its new name
             part.unlink()
-        raise
 
 
 def check_writable(path: Path) -> None:
     """Make the folder of `path`; OSError where no file can be written into it."""
+    path = path.expanduser()
     if path.is_dir():
         raise OSError(f"out must name a file, {path} is a folder")
     try:
@@ -76,18 +82,17 @@ def save_weights(
         ValueError: a path that does not end in .safetensors.
         OSError: as in `write_file`.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {path.name!r}")
     config = asdict(module.config)
     state = {name: t.contiguous().cpu() for name, t in module.state_dict().items()}
     weights = save(state, metadata={"config": json.dumps(config)})
-    sha256 = hashlib.sha256(weights).hexdigest()
-    record = {"config": config, **(record or {}), "sha256": sha256}
+    record = {"config": config, **(record or {})}
+    record["sha256"] = hashlib.sha256(weights).hexdigest()
     write_file(path, weights)
-    write_file(
-        path.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode()
-    )
+    text = json.dumps(record, indent=2) + "\n"
+    write_file(path.with_suffix(".json"), text.encode())
     return path
 
 
@@ -98,36 +103,71 @@ def weights_folder() -> Path:
 
 def find_weights(name: str | os.PathLike, kind: str) -> Path:
     """Where the weights of that name lie: `name` is a path, or names a bundle."""
-    path, ending = Path(name), f"-{kind}.safetensors"
+    path, ending = Path(name).expanduser(), f"-{kind}.safetensors"
     if path.suffix == "" and path.parent == Path("."):  # a bundle's name
         path = weights_folder() / f"{name}{ending}"
-        bundles = weights_folder().glob(f"*{ending}")
-        known = sorted(bundle.name.removesuffix(ending) for bundle in bundles)
-        if str(name) not in known:
-            closest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
-            hint = f"did you mean {closest[0]!r}? " if closest else ""
-            known = ", ".join(known) or "none"
-            raise ValueError(f"no bundled {kind} {str(name)!r}; {hint}Bundled: {known}")
+        if not path.is_file():
+            found = sorted(weights_folder().glob(f"*{ending}"))
+            known = ", ".join(p.name.removesuffix(ending) for p in found) or "none"
+            raise ValueError(f"no bundled {kind} {str(name)!r}; bundled: {known}")
     if path.suffix != ".safetensors":  # a pickle could run any code
         raise ValueError(f"weights load from .safetensors only, got {path.name!r}")
+    if not path.is_file():  # a pipe would be read for ever
+        raise FileNotFoundError(f"no file at {path}")
     return path
+
+
+MOST_BYTES = 2**25  # of a record: reading them takes a third of a second
 
 
 def read_record(path: str | os.PathLike) -> dict:
     """The record at `path`, or beside the weights there; empty where there is none.
 
-    Raises ValueError where the file holds no JSON object.
+    Raises ValueError where the file holds no JSON object, or "data" in it is none.
     """
-    path = Path(path).with_suffix(".json")
+    path = Path(path).expanduser().with_suffix(".json")
     if not path.exists():
         return {}
     try:
+        if not path.is_file() or path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"expected a file of at most {MOST_BYTES:,} bytes")
         record = json.loads(path.read_bytes())
-        if not isinstance(record, dict):
-            raise ValueError(f"expected an object, got {type(record).__name__}")
+        data = record.get("data", {}) if isinstance(record, dict) else None
+        if not isinstance(data, dict):
+            raise ValueError("expected an object, and one under its data")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} is not a record: {error}") from error
     return record
+
+
+def check_tensors(
+    build: Callable[[dict], nn.Module], config: dict, state: dict
+) -> None:
+    """Build a module without memory; ValueError or torch's error if `state` is not its.
+
+    Weights may be floating-point numbers of another precision, and must be finite.
+    """
+    made = itertools.count(1)
+
+    def count(*parameter):
+        if next(made) > 2 * len(state) + 10:  # some parameters are made twice
+            raise ValueError(f"its config asks for more than its {len(state)} tensors")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            module = build(config)
+    finally:
+        hook.remove()
+    expected = {name: t.dtype for name, t in module.state_dict().items()}
+    for name, tensor in state.items():
+        wanted = expected.get(name, tensor.dtype)
+        floats = tensor.is_floating_point() and wanted.is_floating_point
+        if not floats and tensor.dtype != wanted:
+            raise ValueError(f"{name} must be {wanted}, got {tensor.dtype}")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds numbers that are not finite")
+    module.load_state_dict(state, assign=True)
 
 
 def load_weights(
@@ -159,8 +199,7 @@ def load_weights(
         state = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         config = json.loads(header["__metadata__"]["config"])
-        with torch.device("meta"):  # do they fit? Asked before anything takes memory
-            build(config).load_state_dict(state, assign=True)
+        check_tensors(build, config, state)
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay
             module = build(config)
         module.load_state_dict(state)

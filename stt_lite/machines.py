@@ -1,6 +1,7 @@
 # Made from notebooks/92_runs.ipynb by "make extract".
 """Machines: devices, processes, precision, random numbers. Built in appendix 92."""
 
+import contextlib
 import hashlib
 import platform
 import subprocess
@@ -76,11 +77,9 @@ def hardware(device: torch.device) -> str:
 def commit() -> str | None:
     """The checkout's commit; None for an installed package, or where git is missing."""
     root = weights_folder().parents[1]
-    if not (root / ".git").exists():
+    if not (root / ".git").exists():  # installed, perhaps in another's checkout
         return None
-    command = ["git", "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    with contextlib.suppress(OSError):
+        done = subprocess.run(command, capture_output=True, text=True)
+        return done.stdout.strip() or None

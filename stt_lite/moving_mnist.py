@@ -204,7 +204,14 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class MovingDigits:
-    """Moving MNIST as a source: one digit at 32x32, unless you say otherwise."""
+    """Moving MNIST as a source: one digit at 32x32, unless you say otherwise.
+
+    Args:
+        size: height and width of a frame in pixels.
+        digits: how many move in a clip.
+        frames: of a clip to train on.
+        stochastic: a digit that bounces off draws a new direction.
+    """
 
     size: int = 32
     digits: int = 1

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from stt_lite.checkpoints import as_json
-from stt_lite.files import check_writable, read_record, save_weights
+from stt_lite.files import read_record, save_weights
 from stt_lite.layer import TransformerConfig
 from stt_lite.machines import commit, hardware, seed_everything
 from stt_lite.moving_mnist import MovingDigits, Source
@@ -31,16 +31,12 @@ def shape_of(
         ValueError: a tokenizer or a patch that does not fit the frames.
     """
     check_fit(tokenizer, source)
+    names = ("width", "layers", "heads", "patch", "gaussian", "head")
     return TransformerConfig(
         latent_channels=tokenizer.latent_channels,
         grid=(source.size // tokenizer.downsample,) * 2,
-        width=config.width,
-        layers=config.layers,
-        heads=config.heads,
         codebook_size=tokenizer.codebook_size,
-        patch=config.patch,
-        gaussian=config.gaussian,
-        head=config.head,
+        **{name: getattr(config, name) for name in names},
         actions=getattr(source, "actions", 0),
     )
 
@@ -48,15 +44,11 @@ def shape_of(
 def check_fit(tokenizer: TokenizerConfig, source: Source) -> None:
     """ValueError unless a tokenizer of this config takes the source's frames."""
     if source.size % tokenizer.downsample:
-        raise ValueError(
-            f"size must be a multiple of the tokenizer's {tokenizer.downsample} "
-            f"pixels, got {source.size}"
-        )
+        wanted = f"a multiple of the tokenizer's {tokenizer.downsample} pixels"
+        raise ValueError(f"size must be {wanted}, got {source.size}")
     if tokenizer.channels != source.channels:
-        raise ValueError(
-            f"tokenizer must have the source's {source.channels} channels, "
-            f"got {tokenizer.channels}"
-        )
+        wanted = f"the source's {source.channels} channels"
+        raise ValueError(f"tokenizer must have {wanted}, got {tokenizer.channels}")
 
 
 def run_record(run: Run, data: dict) -> dict:
@@ -75,7 +67,6 @@ def run_record(run: Run, data: dict) -> dict:
         "seconds": round(progress.seconds),
         "clips_seen": progress.clips,
         "data": data,
-        "licence": "Apache-2.0",
         "curve": [[round(t, 1), round(loss, 4)] for _, t, loss in points],
     }
     return as_json(record)
@@ -132,29 +123,27 @@ def train_tokenizer(
 
     Raises:
         ValueError: a tokenizer that does not fit the source, or is not the run's own.
-        FloatingPointError, OSError: as `fit`.
+        FloatingPointError, OSError, KeyboardInterrupt: as `train`.
     """
     shape, chosen = choose(config.out, tokenizer)
     check_fit(shape, source)
-    kept = config.out / "tokenizer.safetensors"
     run = Run(config, "tokenizer", share, source.data | {"tokenizer": tokenizer})
-    if run.main:
-        check_writable(kept)
     if begun(config.out):
         return chosen
-    if chosen is not None:
-        record = {"copied_from": str(tokenizer)}
-    else:
-        seed_everything(config.seed, -1, run.device)
-        if hasattr(tokenizer, "objective"):
-            objective = tokenizer.objective(config, source)
+    with run.held():
+        if chosen is not None:
+            record = {"copied_from": str(tokenizer)}
         else:
-            model = Tokenizer(shape).to(memory_format=torch.channels_last)  # faster
-            objective = TokenizerObjective(model, config, source)
-        fit(objective, run, watch)
-        chosen, record = objective.tokenizer.eval(), run_record(run, source.data)
-    if run.main:
-        save_weights(chosen, kept, record)
+            seed_everything(config.seed, -1, run.device)
+            if hasattr(tokenizer, "objective"):
+                objective = tokenizer.objective(config, source)
+            else:
+                model = Tokenizer(shape).to(memory_format=torch.channels_last)  # faster
+                objective = TokenizerObjective(model, config, source)
+            fit(objective, run, watch)
+            chosen, record = objective.tokenizer.eval(), run_record(run, source.data)
+        if run.main:
+            save_weights(chosen, config.out / "tokenizer.safetensors", record)
     return chosen
 
 
@@ -184,8 +173,10 @@ def train(
     Raises:
         ValueError: a batch that the processes cannot share evenly, clips of one frame,
             a checkpoint of other settings, a tokenizer that does not fit.
-        FloatingPointError: the loss is not finite.
-        OSError: a folder that cannot be written, a full disk.
+        FloatingPointError: the loss is not finite; lower rates may go on.
+        OSError: a folder that cannot be written or where another training is at work,
+            a full disk.
+        KeyboardInterrupt, SystemExit: at Ctrl-C and SIGTERM, after a checkpoint.
     """
     source = MovingDigits() if source is None else source
     check_whole(source.frames, "source.frames", least=2)
@@ -200,13 +191,12 @@ def train(
         chosen = train_tokenizer(config, source, tokenizer, watch, share)
         settings = source.data | {"tokenizer": tokenizer}
         run = Run(config, "transformer", 1 - share, settings)
-        seed_everything(config.seed, -2, run.device)
-        net = SpatialTemporalTransformer(shape)
-        net = fit(config.objective(net, chosen, source), run, watch)
-    if run.main:
-        notes = {
-            "tokenizer_sha256": read_record(config.out / "tokenizer.json")["sha256"]
-        }
-        record = run_record(run, source.data) | notes
-        save_weights(net, config.out / "transformer.safetensors", record)
+        with run.held():
+            seed_everything(config.seed, -2, run.device)
+            net = SpatialTemporalTransformer(shape)
+            net = fit(config.objective(net, chosen, source), run, watch)
+            if run.main:
+                used = read_record(config.out / "tokenizer.json")["sha256"]
+                record = run_record(run, source.data) | {"tokenizer_sha256": used}
+                save_weights(net, config.out / "transformer.safetensors", record)
     return config.out

@@ -3,84 +3,32 @@
 
 import contextlib
 import math
-import numbers
+import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    NamedTuple,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from statistics import fmean, median
+from typing import Annotated, Literal, NamedTuple
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from stt_lite.checkpoints import (
-    Progress,
-    as_json,
-    load_checkpoint,
-    save_checkpoint,
-)
+from stt_lite import checkpoints
+from stt_lite.checkpoints import Progress, as_json, check_fields
+from stt_lite.files import check_writable
 from stt_lite.machines import new_accelerator, seed_everything
 
-__all__ = [
-    "AtLeastZero",
-    "Positive",
-    "Run",
-    "RunConfig",
-    "Share",
-    "Step",
-    "check_fields",
-]
+__all__ = ["AtLeastZero", "Positive", "Run", "RunConfig", "Share", "Step"]
 
 
-RANGES = {
-    "above 0": lambda x: 0 < x < math.inf,
-    "at least 0": lambda x: 0 <= x < math.inf,
-    "in [0, 1)": lambda x: 0 <= x < 1,
-    "in (0, 1)": lambda x: 0 < x < 1,
-}
 Positive = Annotated[float, "above 0"]
 AtLeastZero = Annotated[float, "at least 0"]
 Share = Annotated[float, "in [0, 1)"]
-
-
-def check_fields(config: Any) -> None:
-    """Make the fields of a frozen dataclass what their annotations say.
-
-    Numbers, numpy's too, become Python's own, which JSON can hold.
-
-    Raises:
-        ValueError: a value of another kind, or out of its range.
-    """
-    for name, hint in get_type_hints(type(config), include_extras=True).items():
-        value, kinds = getattr(config, name), get_args(hint)
-        if type(None) in kinds:  # X | None
-            if value is None:
-                continue
-            hint, kinds = kinds[0], get_args(kinds[0])
-        if get_origin(hint) is Literal:
-            good, wanted = value in kinds, " or ".join(f'"{kind}"' for kind in kinds)
-        elif get_origin(hint) is Annotated:
-            number, wanted = kinds
-            whole = number is int
-            kind = numbers.Integral if whole else numbers.Real
-            good = isinstance(value, kind) and not isinstance(value, bool)
-            good = good and RANGES[wanted](value)  # NaN is in none
-            wanted = f"a whole number {wanted}" if whole else wanted
-            value = number(value) if good else value
-        else:
-            good, wanted = isinstance(value, hint), f"of type {hint.__name__}"
-        if not good:
-            raise ValueError(f"{name} must be {wanted}, got {value!r}")
-        object.__setattr__(config, name, value)
 
 
 @dataclass(frozen=True)
@@ -93,14 +41,14 @@ class RunConfig:
         minutes: time budget, saving and showing not counted.
         steps: step budget; where given, `minutes` does not matter.
         batch: clips per step, over all processes together.
-        adamw_rate: peak learning rate of AdamW.
+        adamw_rate: peak learning rate of AdamW; it may change when a run goes on.
         schedule: of the learning rate, "wsd" (stable, then down) or "cosine".
         decay_share: share of the budget, at its end, in which "wsd" goes down.
         seed: everything random follows from it and the step.
         precision: "no" (float32), "bf16" or "fp16"; "auto" takes bf16, or fp16 on a
             GPU without it, or "no" on a CPU.
         compile: torch.compile; None: on a GPU only.
-        checkpoint_seconds: time between two checkpoints; 0 writes one at every step.
+        checkpoint_seconds: time between two, less at first; 0 writes one at every step.
 
     Raises:
         ValueError: neither minutes nor steps, or a field that `check_fields` refuses.
@@ -154,37 +102,34 @@ class Run:
         ValueError: a batch that the processes cannot share evenly, fp16 on a CPU.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        name: str,
-        share: float = 1.0,
-        settings: dict | None = None,
-    ):
-        self.config, self.name, self.share = config, name, share
+    def __init__(self, config: RunConfig, name: str, share=1.0, settings=None):
+        self.config, self.name = config, name
+        self.budget = 60 * share * (config.minutes or 0.0)  # in seconds, or in steps
+        if config.steps:
+            self.budget = max(1, round(share * config.steps))
         self.settings = as_json(asdict(config) | (settings or {}))
         self.path = config.out / f"{name}.checkpoint"
+        self.next = (
+            config.out / f"{name}-next.checkpoint"
+        )  # until a loss proves it good
         self.stable = config.out / f"{name}-stable.checkpoint"
         self.accelerator = new_accelerator(config.precision, config.compile)
         self.device = self.accelerator.device
         self.main = self.accelerator.is_main_process
         self.processes = self.accelerator.num_processes
         if config.batch % self.processes:
-            raise ValueError(
-                f"batch must be a multiple of the {self.processes} processes, "
-                f"got {config.batch}"
-            )
+            wanted = f"a multiple of the {self.processes} processes"
+            raise ValueError(f"batch must be {wanted}, got {config.batch}")
         self.progress, self.parts = Progress(), {}
-        self.recent, self.logs = [], {}  # of the latest steps, of the last one
-        self.shown = 0.0
-        self.clock = self.saved = time.perf_counter()
+        self.recent, self.logs = [], {}  # losses of the latest steps, logs of the last
+        self.signals, self.stopping = [], False  # this process's, and all processes'
+        self.shown, self.clock, self.saved = 0.0, time.perf_counter(), 0.0
 
     @property
     def done(self) -> float:
         """How much of the budget is used up, from 0 to 1."""
-        if self.config.steps is not None:
-            return self.progress.step / max(1, round(self.share * self.config.steps))
-        return self.progress.seconds / (60 * self.share * self.config.minutes)
+        used = self.progress.step if self.config.steps else self.progress.seconds
+        return used / self.budget
 
     def steps(self) -> Iterator[Step]:
         """Yields until the budget is used up; `report` has to be called in each step.
@@ -193,13 +138,9 @@ class Run:
             OSError: a checkpoint that cannot be written; the last one is still there.
         """
         config, progress = self.config, self.progress
-        total = config.steps or 60 * config.minutes
-        bar = tqdm(
-            desc=self.name,
-            total=max(1, round(self.share * total)),
-            unit="step" if config.steps else "s",
-            disable=not self.main,
-        )
+        begun = f", on from step {progress.step}" if progress.step else ""
+        bar = tqdm(desc=f"{self.name}{begun}", disable=not self.main)
+        bar.total, bar.unit = math.ceil(self.budget), "step" if config.steps else "s"
         while (done := self.done) < 1:
             falls = config.schedule == "wsd" and done >= 1 - config.decay_share
             if falls and not progress.decaying:
@@ -223,6 +164,7 @@ class Run:
             ValueError: a checkpoint of another config, or none at all.
         """
         self.parts = parts | {"scaler": self.accelerator.scaler}
+        self.next.unlink(missing_ok=True)  # of a run that was killed
         if self.path.exists():
             self.load(self.path)
         falls = self.done >= 1 - self.config.decay_share
@@ -230,36 +172,96 @@ class Run:
             self.load(self.stable)
         self.clock = self.saved = time.perf_counter()
 
+    def load(self, path: Path) -> None:
+        """Bring progress and parts back to where a checkpoint has them."""
+        given = self.settings, self.parts, as_json(type(self.config)())
+        self.progress = checkpoints.load_checkpoint(path, *given)
+
     def report(self, loss: Tensor, norm: Tensor, clips: int, logs: dict) -> None:
         """What a step came to: its loss, the gradient's norm, and what else to show.
 
         Raises:
             FloatingPointError: loss or norm is not finite; the last checkpoint stays.
+            KeyboardInterrupt, SystemExit: inside `held`, after Ctrl-C or SIGTERM.
         """
         progress, now = self.progress, time.perf_counter()
         seconds, self.clock = progress.seconds + now - self.clock, now
         # Only the main process gives its clock, so the mean of all is that clock.
-        given = self.processes * seconds if self.main else 0.0
+        given = [self.processes * seconds if self.main else 0.0, len(self.signals)]
         given = torch.tensor(given, device=self.device)
-        values = torch.stack([given, loss.detach().float(), *logs.values()])
-        seconds, mean, *values = self.accelerator.reduce(values, "mean").tolist()
+        values = torch.stack([*given, loss.detach().float(), *logs.values()])
+        means = self.accelerator.reduce(values, "mean").tolist()
+        seconds, stopping, mean, *values = means
         skipped = self.accelerator.scaler is not None  # it leaves such steps out
         if not math.isfinite(mean) or not (math.isfinite(norm) or skipped):
-            kept = f"{self.path} is the last good one"
+            what = f"the loss is {mean} and its gradient's norm {float(norm)}"
             raise FloatingPointError(
-                f"the loss is {mean} and its gradient's norm {float(norm)} at step "
-                f"{progress.step} of the {self.name}; checkpoint: "
-                f"{kept if self.path.exists() else 'there is none yet'}"
+                f"{what} at step {progress.step} of the {self.name}; "
+                f"with lower learning rates the same run {self.outlook}"
             )
+        if self.main and self.next.exists() and self.in_range(mean):
+            self.next.replace(self.path)
+        if self.stopping:
+            self.stop()
+        self.stopping = stopping > 0  # of any process, and for all in the same step
         progress.seconds = seconds
         progress.step += 1
         progress.clips += clips
         self.recent.append(mean)
         self.logs = {"loss": mean, **dict(zip(logs, values, strict=True))}
         if progress.step % 5 == 0 or self.done >= 1:
-            mean = sum(self.recent) / len(self.recent)
-            progress.history.append([progress.step, seconds, mean])
+            progress.history.append([progress.step, seconds, fmean(self.recent)])
             self.recent.clear()
+
+    def in_range(self, loss: float) -> bool:
+        """Whether weights of this loss are worth keeping."""
+        usual = median(self.progress.kept or [0.0])
+        return not abs(loss) > 10 * usual > 0
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """The folder is this run's alone; Ctrl-C and SIGTERM wait for a checkpoint.
+
+        Raises:
+            OSError: another process trains there, or the folder can't be written.
+            KeyboardInterrupt, SystemExit: as asked for, with a line on how to go on.
+        """
+        lock = self.config.out / ".lock"
+        with contextlib.ExitStack() as stack:
+            if self.main:
+                check_writable(lock)
+                try:
+                    stack.enter_context(FileLock(lock, timeout=0))
+                except Timeout as error:
+                    raise OSError(
+                        f"another training is at work in {lock.parent}"
+                    ) from error
+            if threading.current_thread() is threading.main_thread():  # others get none
+                for kind in (signal.SIGINT, signal.SIGTERM):
+                    stack.callback(signal.signal, kind, signal.signal(kind, self.note))
+            yield
+        if self.signals:
+            self.stop()
+
+    def note(self, kind: int, frame) -> None:
+        """Take a signal as a wish; KeyboardInterrupt at the second one."""
+        self.signals.append(kind)
+        if len(self.signals) > 1:
+            raise KeyboardInterrupt
+
+    def stop(self) -> None:
+        """KeyboardInterrupt, or SystemExit after SIGTERM, and how to go on."""
+        step = f"step {self.progress.step} of the {self.name}"
+        told = f"stopped at {step}; called again, it {self.outlook}"
+        if signal.SIGINT in self.signals:
+            raise KeyboardInterrupt(told)
+        print(f"\n{told}", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
+
+    @property
+    def outlook(self) -> str:
+        """What the same run does when it is called again."""
+        return f"goes on from {self.path}" if self.path.exists() else "begins anew"
 
     @contextlib.contextmanager
     def pause(self):
@@ -269,26 +271,24 @@ class Run:
         self.clock += time.perf_counter() - start
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint: a killed run leaves the old file whole."""
-        if self.main:
+        """Write a checkpoint, unless the loss left its range; then the old stays."""
+        loss = self.logs.get("loss", 0.0)
+        if self.main and self.in_range(loss):
+            self.progress.kept.append(abs(loss))
+            state = self.progress, self.settings, self.parts
             with self.pause():
-                save_checkpoint(path, self.progress, self.settings, self.parts)
-
-    def load(self, path: Path) -> None:
-        """Bring progress and parts back to where `save` found them."""
-        defaults = as_json(type(self.config)())
-        self.progress = load_checkpoint(path, self.settings, self.parts, defaults)
+                checkpoints.save_checkpoint(path, *state)
 
     def log(self, bar) -> None:
         """Move the bar, and save where it is time."""
-        steps, seconds = self.progress.step, self.progress.seconds
-        reached = steps if self.config.steps else seconds
-        bar.update(min(bar.total, int(reached)) - bar.n)
-        speed = self.progress.clips / max(seconds, 1e-9)
+        bar.update(round(min(1.0, self.done) * bar.total) - bar.n)
+        speed = self.progress.clips / max(self.progress.seconds, 1e-9)
         bar.set_postfix(self.logs | {"clips/s": speed}, refresh=False)
-        waited = time.perf_counter() - self.saved
-        if self.done >= 1 or waited >= self.config.checkpoint_seconds:
+        often = min(self.config.checkpoint_seconds, self.progress.seconds / 2)
+        if self.done >= 1:
             self.save(self.path)
+        elif self.stopping or time.perf_counter() - self.saved >= often:
+            self.save(self.next)
             self.saved = time.perf_counter()
 
     def due(self, interval: float = 5.0) -> bool:

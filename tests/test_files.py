@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import math
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -123,6 +127,83 @@ def test_a_config_that_claims_too_much_takes_no_memory(path):
         load_line(path)
 
 
+class Tower(torch.nn.ModuleList):
+    """As many layers as its config says: a million would take minutes to build."""
+
+    def __init__(self, config):
+        super().__init__(torch.nn.Linear(2, 3) for _ in range(config.sizes[0]))
+        self.config = config
+
+
+def test_a_config_that_claims_more_than_the_file_holds_is_not_built(tmp_path):
+    made, path = [], tmp_path / "tower.safetensors"
+    save_weights(Tower(LineConfig((20, 0))), path)
+
+    def build(fields):
+        for layer in range(fields["sizes"][0]):
+            made.append(torch.nn.Linear(2, 3))
+        return torch.nn.ModuleList(made[-fields["sizes"][0] :])
+
+    assert len(load_weights(path, "tower", build)) == 20
+    made.clear()
+    rewrite(path, lambda h: h["__metadata__"].update(config='{"sizes": [20000, 0]}'))
+    with pytest.raises(ValueError, match="asks for more than its 40 tensors"):
+        load_weights(path, "tower", build)
+    assert len(made) < 100
+
+
+HOSTILE = {
+    "int8": (
+        lambda w: w.to(torch.int8),
+        "weight must be torch.float32, got torch.int8",
+    ),
+    "complex": (lambda w: w + 0j, "weight must be torch.float32, got torch.complex64"),
+    "nan": (lambda w: w * math.nan, "weight holds numbers that are not finite"),
+    "infinite": (lambda w: w + math.inf, "weight holds numbers that are not finite"),
+    "transposed": (lambda w: w.T.contiguous(), "size mismatch for weight"),
+    "empty": (lambda w: w[:0], "size mismatch for weight"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_tensors_of_another_kind_are_refused(tmp_path, kind):
+    change, message = HOSTILE[kind]
+    line, path = Line(LineConfig()), tmp_path / "line.safetensors"
+    state = line.state_dict() | {"weight": change(line.weight.data)}
+    metadata = {"config": json.dumps({"sizes": [2, 3]})}
+    safetensors.torch.save_file(state, path, metadata)
+    with pytest.raises(ValueError, match=f"not a whole line file: .*{message}"):
+        load_line(path)
+    for keys in (["bias"], ["bias", "weight", "more"]):
+        more = {key: line.weight.data.clone() for key in keys}
+        safetensors.torch.save_file(more, path, metadata)
+        with pytest.raises(ValueError, match="line.safetensors is not a whole line"):
+            load_line(path)
+
+
+def test_half_precision_becomes_full(path):
+    line = load_line(path)
+    half = {name: value.half() for name, value in line.state_dict().items()}
+    metadata = {"config": json.dumps({"sizes": [2, 3]})}
+    safetensors.torch.save_file(half, path, metadata)
+    path.with_suffix(".json").unlink()
+    assert load_line(path).weight.dtype == torch.float32
+
+
+def test_what_is_no_file_is_refused_at_once(path):
+    for other in (path, path.with_suffix(".json")):
+        other.unlink()
+        os.mkfifo(other)
+    with pytest.raises(FileNotFoundError, match="no file at .*line.safetensors"):
+        load_line(path)
+    with pytest.raises(ValueError, match="line.json is not a record: expected a file"):
+        read_record(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(FileNotFoundError, match="no file at .*line.safetensors"):
+        load_line(path)
+
+
 def test_other_files_and_pickles_are_refused(tmp_path):
     safetensors.torch.save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="other.safetensors is not a whole line file"):
@@ -141,14 +222,10 @@ def test_other_files_and_pickles_are_refused(tmp_path):
             load_line(tmp_path / name)
 
 
-def test_unknown_names_get_the_closest_match(tmp_path):
-    with pytest.raises(
-        ValueError, match="did you mean 'moving-mnist-tiny'.*Bundled: g"
-    ):
+def test_unknown_names_are_answered_with_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match="bundled: game, moving-mnist-tiny, moving-"):
         load_weights("moving-mnist-tny", "tokenizer", build_line)
-    with pytest.raises(
-        ValueError, match="no bundled line 'moving-mnist'; Bundled: none"
-    ):
+    with pytest.raises(ValueError, match="no bundled line 'moving-mnist'; bundled: no"):
         load_line("moving-mnist")
     with pytest.raises(FileNotFoundError):
         load_line(tmp_path / "none.safetensors")
@@ -180,11 +257,64 @@ def test_write_file_replaces_in_one_step(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", watch)
     write_file(path, b"new")
-    assert seen == [("note.txt.part", b"new", b"old")] and path.read_bytes() == b"new"
+    ((name, new, old),) = seen
+    assert re.fullmatch(r"\.part-[0-9a-f]{16}", name) and (new, old) == (b"new", b"old")
+    assert path.read_bytes() == b"new"
     assert [file.name for file in path.parent.iterdir()] == ["note.txt"]
     (tmp_path / "file").touch()
     with pytest.raises(OSError):  # no folder there, and none can be made
         write_file(tmp_path / "file" / "note.txt", b"new")
+
+
+def test_names_that_are_as_long_as_can_be(tmp_path):
+    path = tmp_path / ("n" * 251 + ".txt")
+    write_file(path, b"long")
+    assert path.read_bytes() == b"long"
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path):
+    path, sizes = tmp_path / "note.txt", range(1, 200)
+    with ThreadPoolExecutor(8) as pool:  # an error in one of them is raised here
+        list(pool.map(lambda n: write_file(path, bytes([n]) * n * 1000), sizes))
+    content = path.read_bytes()
+    assert len(content) == content[0] * 1000 and set(content) == {content[0]}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_killed_writers_left_goes_after_an_hour(tmp_path):
+    old, new = tmp_path / ".part-0", tmp_path / ".part-1"
+    for part, hours in ((old, 1.1), (new, 0.9)):
+        part.touch()
+        os.utime(part, (time.time() - hours * 3600,) * 2)
+    (tmp_path / ".part-folder").mkdir()
+    write_file(tmp_path / "note.txt", b"")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {".part-1", ".part-folder", "note.txt"}
+
+
+def test_a_home_folder_is_found_wherever_a_path_enters(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_file("~/a.txt", b"a")
+    check_writable(Path("~/b/b.txt"))
+    assert save_weights(Line(LineConfig()), "~/c.safetensors").parent == tmp_path
+    assert read_record("~/c.safetensors")["config"] == {"sizes": [2, 3]}
+    load_line("~/c.safetensors")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"a.txt", "b", "c.safetensors", "c.json"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_read_only(path):
+    path.parent.chmod(0o500)
+    try:
+        with pytest.raises(PermissionError):
+            save_weights(Line(LineConfig()), path)
+        with pytest.raises(OSError, match="out can't be written: Permission denied"):
+            check_writable(path)
+    finally:
+        path.parent.chmod(0o700)
+    load_line(path)
 
 
 def test_content_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
@@ -211,7 +341,21 @@ def test_check_writable(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[1]", b"null", b"{", b"\xff\xfe\x00", b"[" * 100_000]
+    "content",
+    [
+        b"",
+        b"[1]",
+        b"null",
+        b"3",
+        b"{",
+        b"\xff\xfe\x00",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"data": [1]}',
+        b'{"data": null}',
+        b" " * (2**25 + 1),
+    ],
+    ids=range(11),
 )
 def test_what_is_no_record_is_refused(path, content):
     path.with_suffix(".json").write_bytes(content)

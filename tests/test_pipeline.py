@@ -4,7 +4,9 @@ import gzip
 import hashlib
 import json
 import math
+import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +19,6 @@ import safetensors.torch
 import torch
 from torch.multiprocessing import spawn
 
-import stt_lite.checkpoints as checkpoints
 import stt_lite.pipeline as pipeline
 from conftest import ROOT
 from processes import TINY, TOKENS, FakeClips, train_digits, train_in_two
@@ -25,6 +26,7 @@ from stt_lite.checkpoints import as_json
 from stt_lite.files import read_record, save_weights
 from stt_lite.moving_mnist import MovingDigits
 from stt_lite.pipeline import choose, shape_of, train, train_tokenizer
+from stt_lite.runs import Run
 from stt_lite.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
 from stt_lite.training import TeacherForcing, TokenizerObjective
 from stt_lite.transformer import load_transformer
@@ -254,18 +256,16 @@ class Stop(Exception):
 
 
 def stop_after(step, config, source, tokenizer, name="transformer"):
-    """Train until the checkpoint of `step` is written, and stop there."""
-    config = replace(config, checkpoint_seconds=0.0)
-    write = checkpoints.write_file
+    """Train until the checkpoint of `step` is the last one, and stop there."""
+    config, report = replace(config, checkpoint_seconds=0.0), Run.report
 
-    def stopped(path, content):
-        write(path, content)
-        if path.stem == name and path.suffix == ".checkpoint":
-            if torch.load(path, weights_only=True)["progress"]["step"] == step:
-                raise Stop
+    def stopped(run, *arguments):
+        report(run, *arguments)
+        if run.name == name and run.progress.step > step:
+            raise Stop
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints, "write_file", stopped)
+        patch.setattr(Run, "report", stopped)
         with pytest.raises(Stop):
             train(config, source, tokenizer)
 
@@ -284,24 +284,56 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(tmp_path, kind, how):
         assert digest(whole.out, name) == digest(stopped.out, name)
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path, monkeypatch):
-    whole, killed = str(tmp_path / "whole"), str(tmp_path / "killed")
+def begin(folder, **options):
+    """`train_digits` in a process of its own."""
     script = "import sys; from processes import train_digits; train_digits(sys.argv[1])"
-    command = [sys.executable, "-c", script, killed]
-    monkeypatch.chdir(ROOT / "tests")  # where `processes` is found
-    train_digits(whole)
-    clock = random.Random(time.time_ns())
-    for _ in range(2):
+    command = [sys.executable, "-c", script, str(folder)]
+    return subprocess.Popen(command, cwd=ROOT / "tests", text=True, **options)
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path):
+    """Twice; KILLS=100 in the environment: so often."""
+    train_digits(str(tmp_path / "whole"))
+    clock, left = random.Random(time.time_ns()), int(os.environ.get("KILLS", 2))
+    killed = tmp_path / "killed"
+    while left:
         before = newest(killed)
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as run:
+        with begin(killed, stderr=subprocess.DEVNULL) as run:
             while newest(killed) == before and run.poll() is None:
-                time.sleep(0.01)  # the start takes seconds
-            time.sleep(clock.uniform(0, 0.5))
-            run.send_signal(signal.SIGKILL)
-        assert run.returncode == -signal.SIGKILL, "it was over before it was killed"
-    train_digits(killed)
+                time.sleep(0.002)  # the start takes seconds
+            time.sleep(clock.uniform(0, 0.3))
+            run.kill()
+        if run.returncode == -signal.SIGKILL:
+            left -= 1
+            for path in killed.glob("*.checkpoint"):
+                torch.load(path, weights_only=True)  # none is a half
+        else:  # it was over before: once more from the beginning
+            assert run.returncode == 0
+            same_weights(tmp_path / "whole", killed)
+            shutil.rmtree(killed)
+    train_digits(str(killed))
+    same_weights(tmp_path / "whole", killed)
+
+
+def same_weights(one, other):
     for name in ("tokenizer", "transformer"):
-        assert digest(Path(whole), name) == digest(Path(killed), name)
+        assert digest(one, name) == digest(other, name)
+
+
+@pytest.mark.parametrize("kind, code", [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+def test_stopped_gently_it_goes_on_bit_for_bit(tmp_path, kind, code):
+    """An exception ends `python -c` with 1; the command makes 130 of it."""
+    train_digits(str(tmp_path / "whole"))
+    with begin(tmp_path / "stopped", stderr=subprocess.PIPE) as run:
+        while not newest(tmp_path / "stopped"):
+            time.sleep(0.002)
+        with pytest.raises(OSError, match="another training is at work in "):
+            train_digits(str(tmp_path / "stopped"))
+        run.send_signal(kind)
+        told = run.communicate()[1]
+    assert run.returncode == code and "called again, it goes on from " in told
+    train_digits(str(tmp_path / "stopped"))
+    same_weights(tmp_path / "whole", tmp_path / "stopped")
 
 
 def newest(folder):
@@ -415,8 +447,26 @@ def test_a_loss_that_is_not_finite_keeps_the_checkpoint(tmp_path, monkeypatch):
     ):
         train(tiny(tmp_path, checkpoint_seconds=0.0), source, tokenizer)
     state = torch.load(tmp_path / "transformer.checkpoint", weights_only=True)
-    assert state["progress"]["step"] == 2
+    assert state["progress"]["step"] == 1  # that its loss was good, the second one said
     assert all(value.isfinite().all() for value in state["model"].values())
+
+
+def test_a_rate_that_wrecks_a_run_is_no_dead_end(tmp_path):
+    source, tokenizer = (
+        SOURCES["digits"],
+        described("named", SOURCES["digits"], tmp_path),
+    )
+    run = tiny(tmp_path / "out", steps=40, checkpoint_seconds=0.0)
+    high = replace(run, adamw_rate=1e8, muon_rate=1e8)
+    with pytest.raises(FloatingPointError, match="with lower .* goes on from"):
+        train(high, source, tokenizer)
+    state = torch.load(run.out / "transformer.checkpoint", weights_only=True)
+    assert state["progress"]["step"] > 0
+    train(run, source, tokenizer)
+    record = read_record(run.out / "transformer.json")
+    losses = [loss for _, loss in record["curve"]]
+    assert record["steps"] == 40 and losses[-1] < losses[0]
+    assert record["training"]["muon_rate"] == run.muon_rate
 
 
 def test_a_run_of_the_first_edition_goes_on(tmp_path):
@@ -472,7 +522,8 @@ def test_two_processes_train_to_the_same_weights_and_one_of_them_writes(tmp_path
 def test_records_hold_what_the_book_shows(tmp_path):
     train(tiny(tmp_path), SOURCES["digits"], TokenizerConfig(**TOKENS))
     record = json.loads((tmp_path / "transformer.json").read_text())
-    for name in ("hardware", "torch", "seed", "processes", "licence", "commit"):
+    for name in ("hardware", "torch", "seed", "processes", "commit"):
         assert name in record, name
+    assert "licence" not in record  # of models of users' own videos we claim none
     seconds, losses = zip(*record["curve"], strict=True)
     assert list(seconds) == sorted(seconds) and all(loss > 0 for loss in losses)
