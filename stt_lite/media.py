@@ -96,6 +96,7 @@ def _read_images(paths: list[Path], size, channels: int, fps: float | None) -> I
 QUIET = ("-y", "-nostdin", "-nostats", "-loglevel", "level+error", "-xerror")
 EACH_FRAME = ("-fps_mode", "passthrough")
 KINDS = "asf,avi,dv,flv,h264,hevc,ivf,matroska,mov,mpeg,mpegts,mpegvideo,mxf,ogg"
+DAMAGE = rb"error while decoding|Error at MB|damaged|ended prematurely"  # or it goes on
 ALPHA = {b"V_VP8": "libvpx", b"V_VP9": "libvpx-vp9"}  # decoders that see transparency
 
 
@@ -145,9 +146,11 @@ def _read_video(path: Path, size, channels: int, fps, last) -> Iterator:
                     raise ValueError(f"a frame has {W}x{H} pixels, the first {first}")
                 data = np.frombuffer(ffmpeg.stdout.read(W * H * channels), np.uint8)
                 yield data.reshape(H, W, channels)
-            if ffmpeg.wait():
-                log.seek(0)
-                raise ValueError(_complaint(log.read()))
+            failed = ffmpeg.wait()
+            log.seek(0)
+            told = log.read()
+            if failed or re.search(DAMAGE, told):
+                raise ValueError(_complaint(told))
         finally:
             ffmpeg.kill()
 

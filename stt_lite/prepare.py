@@ -67,7 +67,7 @@ def find_sources(source: Path, out: Path) -> tuple[dict[str, Path], Counter]:
     def unreadable(error: OSError) -> None:
         ignored["unreadable folders"] += 1
 
-    for folder, below, names in os.walk(source, unreadable, followlinks=True):
+    for folder, below, names in os.walk(source, onerror=unreadable, followlinks=True):
         below[:] = [path.name for path in new(folder, below)]
         files, images = new(folder, names), numbered_images(Path(folder))
         videos = [path for path in files if path.is_file() and is_video(path)]
