@@ -25,14 +25,6 @@ from stt_lite.video import check_rate, check_whole
 __all__ = ["ClipFolder", "prepare_clips"]
 
 
-def list_windows(split: str, frames: int, names: dict, source, first, stop) -> dict:
-    """An entry of the index: the windows of one source, which overlap in training."""
-    stride = 1 if split == "train" else frames
-    windows = (stop - first - frames) // stride + 1
-    entry = dict(source=source, array=names[source], first=first, stop=stop)
-    return entry | dict(stride=stride, windows=windows)
-
-
 def clear_up(folder: Path, kept: set[Path]) -> None:
     """Remove arrays of before, and what a killed run left an hour ago or earlier."""
     for path in folder.iterdir():
@@ -97,9 +89,8 @@ def prepare_clips(
         reasons = "; ".join(f"{name} {reason}" for name, reason in skipped.items())
         raise ValueError(f"no source can be used: {reasons}")
     index = dict(size=size, channels=channels, fps=fps, frames=frames)
-    splits = split_sources(lengths, frames, test_share, seed, group)
-    for split, parts in splits.items():
-        index[split] = [list_windows(split, frames, names, *part) for part in parts]
+    for split, parts in split_sources(lengths, frames, test_share, seed, group).items():
+        index[split] = [(name, names[name], *part) for name, *part in parts]
     index |= {"skipped": skipped, "ignored": ignored}
     write_file(out / "index.json", (json.dumps(index, indent=1) + "\n").encode())
     clear_up(out / "clips", set(files.values()))
@@ -118,7 +109,7 @@ class ClipFolder:
 
     Attributes:
         size, channels, frames, fps: of the clips; `frames` is the length of a window.
-        train, test: how many windows come from which source.
+        train, test: at which frames windows start, in each source.
         skipped: why a source is not used.
         ignored: how many other files there are of each suffix.
 
@@ -136,29 +127,30 @@ class ClipFolder:
         try:
             for name in ("size", "channels", "frames", "fps", "skipped", "ignored"):
                 setattr(self, name, self.index[name])
-            self.train, self.test = (
-                {part["source"]: part["windows"] for part in self.index[split]}
-                for split in ("train", "test")
-            )
+            self.train, self.test = {}, {}
+            for split, stride in (("train", 1), ("test", self.frames)):  # no overlap
+                for source, _, first, stop in self.index[split]:
+                    starts = range(first, stop - self.frames + 1, stride)
+                    getattr(self, split)[source] = starts
             parts = self.index["train"] + self.index["test"]
-            lost = [part["source"] for part in parts if not self.holds(part)]
-        except (KeyError, TypeError, AttributeError) as error:
+            lost = [part[0] for part in parts if not self.holds(*part)]
+        except (KeyError, TypeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"{self.path} must be prepared again: {reason}") from error
         if lost:
             missing = f"the array of {lost[0]} is missing or cut"
             raise FileNotFoundError(f"{missing} in {self.path}: prepare again")
 
-    def array(self, part: dict) -> UInt8[np.ndarray, "T H W C"]:
-        """The frames of the source that an entry of the index names, on the disk."""
-        path = self.path / "clips" / Path(part["array"]).name
+    def array(self, name: str) -> UInt8[np.ndarray, "T H W C"]:
+        """The frames of an array, by its name in the index; they stay on the disk."""
+        path = self.path / "clips" / Path(name).name
         shape = -1, self.size, self.size, self.channels
         return np.memmap(path, np.uint8, "r").reshape(shape)
 
-    def holds(self, part: dict) -> bool:
-        """Whether the frames of an entry are there."""
+    def holds(self, source: str, array: str, first: int, stop: int) -> bool:
+        """Whether the frames of an entry of the index are there."""
         with suppress(OSError, ValueError):
-            return len(self.array(part)) >= part["stop"]
+            return 0 <= first < stop <= len(self.array(array))
         return False
 
     @property
@@ -168,17 +160,16 @@ class ClipFolder:
         train = json.dumps([self.index[name] for name in names])
         return {
             "content": "own video",
-            "size": self.size,
-            "channels": self.channels,
-            "frames": self.frames,
-            "fps": self.fps,
+            **{
+                name: self.index[name] for name in ("size", "channels", "frames", "fps")
+            },
             "sources": len(self.train),
             "clips_sha256": hashlib.sha256(train.encode()).hexdigest(),
         }
 
     def windows(self, split: str = "train") -> int:
         """Number of windows in "train" or "test"."""
-        return sum(part["windows"] for part in self.index[split])
+        return sum(map(len, getattr(self, split).values()))
 
     def length(self, frames: int | None) -> int:
         """Frames of a clip, by default as many as a window has; ValueError for more."""
@@ -187,10 +178,10 @@ class ClipFolder:
 
     def __repr__(self) -> str:
         parts = self.index["train"] + self.index["test"]
-        total = sum(part["stop"] - part["first"] for part in parts)
-        pixels = f"{self.size}x{self.size} pixels, {('grey', 'RGB')[self.channels > 1]}"
         sources = len(self.train | self.test)
-        lines = [f"{sources} sources, {total:,} frames of {pixels}"]
+        total = sum(stop - first for *_, first, stop in parts)
+        kind = f"{self.size}x{self.size} pixels, {('grey', 'RGB')[self.channels > 1]}"
+        lines = [f"{sources} sources, {total:,} frames of {kind}"]
         for split, found in (("train", self.train), ("test", self.test)):
             windows = f"{self.windows(split):,} windows of {self.frames} frames"
             lines.append(f"{split}: {windows} from {len(found)} sources")
@@ -231,14 +222,14 @@ class ClipFolder:
 
     def read(self, split: str, chosen: Tensor, inside: Tensor, frames: int, device):
         """Clips (n T C H W) from the numbers of their windows and places inside."""
-        parts, shape = self.index[split], (self.size, self.size, self.channels)
-        batch = np.empty((len(chosen), frames, *shape), np.uint8)
-        ends = np.cumsum([part["windows"] for part in parts])
+        parts = list(zip(self.index[split], getattr(self, split).values()))
+        ends = np.cumsum([len(starts) for _, starts in parts])
+        shape = len(chosen), frames, self.size, self.size, self.channels
+        batch = np.empty(shape, np.uint8)
         for clip, number, offset in zip(batch, chosen.tolist(), inside.tolist()):
             owner = np.searchsorted(ends, number, side="right")
-            part = parts[owner]
-            window = number - ends[owner] + part["windows"]
-            start = part["first"] + window * part["stride"] + offset
-            clip[:] = self.array(part)[start : start + frames]
+            (_, array, *_), starts = parts[owner]
+            start = starts[number - ends[owner]] + offset  # counted from the end
+            clip[:] = self.array(array)[start : start + frames]
         clips = torch.from_numpy(batch).to(device)  # they travel as bytes
         return clips.permute(0, 1, 4, 2, 3).float().div(255).contiguous()

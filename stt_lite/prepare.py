@@ -57,12 +57,14 @@ def find_sources(source: Path, out: Path) -> tuple[dict[str, Path], Counter]:
     seen = {os.path.realpath(path) for path in (out, source)}
 
     def new(folder: str, names: list[str]) -> list[Path]:
-        """What was not seen before, under whatever name, and is not hidden."""
-        paths = [Path(folder, n) for n in sorted(names) if n not in NO_FOLDERS]
-        paths = {os.path.realpath(p): p for p in reversed(paths) if p.name[0] != "."}
-        fresh = sorted(path for real, path in paths.items() if real not in seen)
-        seen.update(paths)
-        return fresh
+        """What is not hidden, and was not seen before under whatever name."""
+        paths = []
+        for path in (Path(folder, name) for name in sorted(names)):
+            hidden = path.name[0] == "." or path.name in NO_FOLDERS
+            if not hidden and (real := os.path.realpath(path)) not in seen:
+                seen.add(real)
+                paths.append(path)
+        return paths
 
     def unreadable(error: OSError) -> None:
         ignored["unreadable folders"] += 1

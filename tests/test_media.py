@@ -134,7 +134,8 @@ def test_mutated_files_are_read_alike_or_refused_alike(tmp_path, monkeypatch):
         options = {"size": 8, "fps": None, "frames": 1, "test_share": 0}
         summary = prepare_clips(folder, out, **options)
         counts["seconds"] += time.monotonic() - start
-        arrays = {p["source"]: summary.array(p) for p in summary.index["train"]}
+        parts = summary.index["train"]
+        arrays = {source: summary.array(array) for source, array, *_ in parts}
         found = {*arrays, *summary.skipped}
         for path in sorted(folder.iterdir()):
             clip, seconds = through_load_video(path)
