@@ -128,8 +128,8 @@ def _read_video(path: Path, size, channels: int, fps, last) -> Iterator:
         "format=gbrap,premultiply=inplace=1",  # transparent becomes black
     ]
     pixels, codec = ("gray", "pgm") if channels == 1 else ("rgb24", "ppm")
-    # Threads that share a frame: with a frame each, damage is noticed in time or not.
-    limits = ["-max_pixels", str(MOST_PIXELS), "-threads", "4", "-thread_type", "slice"]
+    # One thread decodes: with several it is left to chance what is seen of a damage.
+    limits = ["-max_pixels", str(MOST_PIXELS), "-threads", "1"]
     result = ["-pix_fmt", pixels, "-c:v", codec, "-f", "image2pipe", "-"]
     command = [get_ffmpeg_exe(), *QUIET, *limits, *_source(path, fps, last)]
     command += ["-map", "0:V:0", *EACH_FRAME, "-vf", ",".join(steps), *result]
