@@ -3,98 +3,39 @@
 
 import hashlib
 import json
-import math
 import os
 import re
+import shutil
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from stt_lite.files import read_record, write_file
 from stt_lite.moving_mnist import Batch
-from stt_lite.prepare import array_files, find_sources, read_all, split_sources, usable
-from stt_lite.video import check_whole
+from stt_lite.prepare import array_name, find_sources, read_all, split_sources
+from stt_lite.video import check_rate, check_whole
 
-__all__ = ["ClipFolder", "Prepared", "prepare_clips"]
-
-
-@dataclass
-class Prepared:
-    """What `prepare_clips` did.
-
-    Args:
-        index: what index.json holds.
-        frames: of all sources.
-        reused: how many arrays were there already.
-        skipped: why a source is not used.
-        ignored: how many other files there are of each suffix.
-    """
-
-    index: dict
-    frames: int
-    reused: int
-    skipped: dict[str, str]
-    ignored: dict[str, int]
-
-    @property
-    def train(self) -> dict[str, int]:
-        """How many windows to train on come from which source."""
-        return {part["source"]: part["windows"] for part in self.index["train"]}
-
-    @property
-    def test(self) -> dict[str, int]:
-        """How many windows that are held out come from which source."""
-        return {part["source"]: part["windows"] for part in self.index["test"]}
-
-    def __repr__(self) -> str:
-        size, T = self.index["size"], self.index["frames"]
-        colours = "grey" if self.index["channels"] == 1 else "RGB"
-        sources = len(self.train.keys() | self.test.keys())
-        total = f"{self.frames:,} frames of {size}x{size} pixels, {colours}"
-        lines = [f"{sources} sources, {total}"]
-        for split, found in (("train", self.train), ("test", self.test)):
-            windows = f"{sum(found.values()):,} windows of {T} frames"
-            lines.append(f"{split}: {windows} from {len(found)} sources")
-        lines.append(f"there already: {self.reused}, skipped: {len(self.skipped)}")
-        lines += [f"  {name} {reason}" for name, reason in self.skipped.items()]
-        if self.ignored:
-            kinds = [f"{n} {kind or 'others'}" for kind, n in self.ignored.items()]
-            lines.append(f"neither video nor series of images: {', '.join(kinds)}")
-        return "\n".join(lines)
+__all__ = ["ClipFolder", "prepare_clips"]
 
 
-def write_index(out: Path, index: dict, splits: dict, files: dict[str, Path]) -> dict:
-    """Write which windows there are; remove arrays of before. Returns the index."""
-    for split, parts in splits.items():
-        stride = 1 if split == "train" else index["frames"]  # held out: no overlap
-        index[split] = [
-            {
-                "source": name,
-                "array": files[name].name,
-                "first": first,
-                "stride": stride,
-                "windows": (stop - first - index["frames"]) // stride + 1,
-            }
-            for name, first, stop in parts
-        ]
-    if read_record(out / "index.json") != index:
-        write_file(out / "index.json", (json.dumps(index, indent=1) + "\n").encode())
-    for path in (out / "clips").iterdir():
-        ours = re.fullmatch(r"\w+-[0-9a-f]{16}(\.npy|-\d+\.part)", path.name)
-        if not ours or path in files.values():
-            continue
-        with suppress(FileNotFoundError):  # another run's, which may be writing now
-            if path.suffix == ".npy" or time.time() - path.stat().st_mtime > 60:
-                path.unlink()
-    return index
+def clear_up(folder: Path, kept: set[Path]) -> None:
+    """Remove arrays of before, and what a killed run left an hour ago or earlier."""
+    for path in folder.iterdir():
+        with suppress(OSError):  # another run's
+            if re.fullmatch(r"\w+-[0-9a-f]{16}\.(bytes|npy)", path.name):
+                if path not in kept:
+                    path.unlink()
+            elif path.name.startswith(".part-"):
+                times = [p.stat().st_mtime for p in (path, *path.iterdir())]
+                if max(times) < time.time() - 3600:
+                    shutil.rmtree(path)
 
 
 def prepare_clips(
@@ -107,8 +48,8 @@ def prepare_clips(
     test_share: float = 0.1,
     seed: int = 0,
     group: Callable[[str], str] = str,
-) -> Prepared:
-    """Turn videos into arrays of small frames that a `ClipFolder` draws clips from.
+) -> "ClipFolder":
+    """Turn videos into arrays of small frames, which a `ClipFolder` draws clips from.
 
     Called again it keeps what is done, also after it was killed, and redoes sources
     whose size, time of change or options changed; `out` holds one preparation.
@@ -128,7 +69,7 @@ def prepare_clips(
             stay on one side of the split.
 
     Returns:
-        A summary. A warning names each source that is skipped.
+        The clips; printed, a summary. A warning names each source that is skipped.
 
     Raises:
         FileNotFoundError: nothing at `source`.
@@ -136,23 +77,26 @@ def prepare_clips(
         OSError: a folder that cannot be written, a full disk.
     """
     size, frames = check_whole(size, "size"), check_whole(frames, "frames")
-    fps = fps if fps is None else float(fps)
-    if fps is not None and not 0 < fps < math.inf:
-        raise ValueError(f"fps must be above 0, or None, got {fps}")
+    options = size, (channels := 1 if gray else 3), (fps := check_rate(fps))
     if not 0 <= test_share < 1:
         raise ValueError(f"test_share must be in [0, 1), got {test_share}")
-    out, options = Path(out).expanduser(), (size, 1 if gray else 3, fps)
+    out = Path(out).expanduser()
     sources, ignored = find_sources(Path(source).expanduser(), out)
-    files = array_files(sources, out / "clips", options)
-    reused = sum(file.exists() for file in files.values())
-    skipped = read_all(sources, files, options)
-    lengths = usable(files, frames, skipped)
-    splits = split_sources(lengths, frames, test_share, seed, group)
-    index = dict(size=size, channels=options[1], fps=fps, frames=frames)
-    index = write_index(out, index, splits, files)
+    names = {name: array_name(name, at, options) for name, at in sources.items()}
+    files = {name: out / "clips" / file for name, file in names.items()}
+    lengths, skipped = read_all(sources, files, options, frames)
+    if not lengths:
+        reasons = "; ".join(f"{name} {reason}" for name, reason in skipped.items())
+        raise ValueError(f"no source can be used: {reasons}")
+    index = dict(size=size, channels=channels, fps=fps, frames=frames)
+    for split, parts in split_sources(lengths, frames, test_share, seed, group).items():
+        index[split] = [(name, names[name], *part) for name, *part in parts]
+    index |= {"skipped": skipped, "ignored": ignored}
+    write_file(out / "index.json", (json.dumps(index, indent=1) + "\n").encode())
+    clear_up(out / "clips", set(files.values()))
     for name, reason in skipped.items():
         warnings.warn(f"skipped: {name} {reason}", stacklevel=2)
-    return Prepared(index, sum(lengths.values()), reused, skipped, dict(ignored))
+    return ClipFolder(out)
 
 
 class ClipFolder:
@@ -165,65 +109,97 @@ class ClipFolder:
 
     Attributes:
         size, channels, frames, fps: of the clips; `frames` is the length of a window.
+        train, test: at which frames windows start, in each source.
+        skipped: why a source is not used.
+        ignored: how many other files there are of each suffix.
 
     Raises:
-        FileNotFoundError: no index.json there, or an array that it names is missing.
+        FileNotFoundError: no index.json there, or an array is missing or cut.
+        ValueError: an index.json that `prepare_clips` of this version did not write.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path).expanduser()
         self.index = read_record(self.path / "index.json")
-        names = "size", "channels", "frames", "fps"
-        if not self.index.keys() >= {*names, "train", "test"}:
-            raise FileNotFoundError(
-                "path must hold index.json, which prepare_clips writes; there is none "
-                f"in {self.path}"
-            )
-        self.size, self.channels, self.frames, self.fps = map(self.index.get, names)
-        for part in self.index["train"] + self.index["test"]:
-            if not (self.path / "clips" / part["array"]).is_file():
-                missing = f"{part['array']} of {part['source']} is missing"
-                raise FileNotFoundError(f"{missing} in {self.path}: prepare again")
+        if not self.index:
+            wanted = "path must hold index.json, which prepare_clips writes"
+            raise FileNotFoundError(f"{wanted}; there is none in {self.path}")
+        try:
+            for name in ("size", "channels", "frames", "fps", "skipped", "ignored"):
+                setattr(self, name, self.index[name])
+            self.train, self.test = {}, {}
+            for split, stride in (("train", 1), ("test", self.frames)):  # no overlap
+                for source, _, first, stop in self.index[split]:
+                    starts = range(first, stop - self.frames + 1, stride)
+                    getattr(self, split)[source] = starts
+            parts = self.index["train"] + self.index["test"]
+            lost = [part[0] for part in parts if not self.holds(*part)]
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{self.path} must be prepared again: {reason}") from error
+        if lost:
+            missing = f"the array of {lost[0]} is missing or cut"
+            raise FileNotFoundError(f"{missing} in {self.path}: prepare again")
+
+    def array(self, name: str) -> UInt8[np.ndarray, "T H W C"]:
+        """The frames of an array, by its name in the index; they stay on the disk."""
+        path = self.path / "clips" / Path(name).name
+        shape = -1, self.size, self.size, self.channels
+        return np.memmap(path, np.uint8, "r").reshape(shape)
+
+    def holds(self, source: str, array: str, first: int, stop: int) -> bool:
+        """Whether the frames of an entry of the index are there."""
+        with suppress(OSError, ValueError):
+            return 0 <= first < stop <= len(self.array(array))
+        return False
 
     @property
     def data(self) -> dict:
         """What a run's record says of these clips; another hash means other clips."""
-        train = json.dumps(
-            [self.index[key] for key in ("train", "size", "fps", "frames")]
-        )
+        names = ("train", "size", "fps", "frames")
+        train = json.dumps([self.index[name] for name in names])
         return {
             "content": "own video",
-            "size": self.size,
-            "channels": self.channels,
-            "frames": self.frames,
-            "fps": self.fps,
-            "sources": len(self.index["train"]),
+            **{
+                name: self.index[name] for name in ("size", "channels", "frames", "fps")
+            },
+            "sources": len(self.train),
             "clips_sha256": hashlib.sha256(train.encode()).hexdigest(),
         }
 
-    def __repr__(self) -> str:
-        train, test = (f"{self.windows(split):,}" for split in ("train", "test"))
-        shape = (
-            f"{self.frames} frames, {self.channels} channels, {self.size}x{self.size}"
-        )
-        return f"ClipFolder({train} windows to train on, {test} held out: {shape})"
-
     def windows(self, split: str = "train") -> int:
         """Number of windows in "train" or "test"."""
-        return sum(part["windows"] for part in self.index[split])
+        return sum(map(len, getattr(self, split).values()))
 
-    def length(self, n: int, frames: int | None) -> int:
-        """Frames of n clips; ValueError where one of the numbers is out of range."""
-        check_whole(n, "n")
+    def length(self, frames: int | None) -> int:
+        """Frames of a clip, by default as many as a window has; ValueError for more."""
         frames = self.frames if frames is None else frames
         return check_whole(frames, "frames", most=self.frames)
+
+    def __repr__(self) -> str:
+        parts = self.index["train"] + self.index["test"]
+        sources = len(self.train | self.test)
+        total = sum(stop - first for *_, first, stop in parts)
+        kind = f"{self.size}x{self.size} pixels, {('grey', 'RGB')[self.channels > 1]}"
+        lines = [f"{sources} sources, {total:,} frames of {kind}"]
+        for split, found in (("train", self.train), ("test", self.test)):
+            windows = f"{self.windows(split):,} windows of {self.frames} frames"
+            lines.append(f"{split}: {windows} from {len(found)} sources")
+        if self.skipped:
+            lines.append(f"skipped: {len(self.skipped)}")
+        lines += [f"  {name} {reason}" for name, reason in self.skipped.items()]
+        if self.ignored:
+            kinds = [f"{n} {kind or 'others'}" for kind, n in self.ignored.items()]
+            lines.append(f"neither video nor series of images: {', '.join(kinds)}")
+        return "\n".join(lines)
 
     def draw(self, n, frames=None, generator=None, device="cpu") -> Batch:
         """Clips to train on, all windows equally likely.
 
         A clip shorter than a window comes from a random place in it.
         """
-        frames = self.length(n, frames)
+        check_whole(n, "n")
+        frames = self.length(frames)
         chosen = torch.randint(self.windows(), (n,), generator=generator)
         inside = torch.randint(self.frames - frames + 1, (n,), generator=generator)
         return Batch(self.read("train", chosen, inside, frames, device))
@@ -235,8 +211,8 @@ class ClipFolder:
 
         Where nothing is held out, a warning, and windows that are trained on.
         """
-        frames = self.length(n, frames)
-        split = "test" if self.index["test"] else "train"
+        frames = self.length(frames)
+        split = "test" if self.test else "train"
         if split == "train":
             warnings.warn("nothing is held out: clips of training", stacklevel=2)
         check_whole(n, "n", most=self.windows(split))
@@ -246,15 +222,14 @@ class ClipFolder:
 
     def read(self, split: str, chosen: Tensor, inside: Tensor, frames: int, device):
         """Clips (n T C H W) from the numbers of their windows and places inside."""
-        parts, shape = self.index[split], (self.size, self.size, self.channels)
-        batch = np.empty((len(chosen), frames, *shape), np.uint8)
-        ends = np.cumsum([part["windows"] for part in parts])
+        parts = list(zip(self.index[split], getattr(self, split).values()))
+        ends = np.cumsum([len(starts) for _, starts in parts])
+        shape = len(chosen), frames, self.size, self.size, self.channels
+        batch = np.empty(shape, np.uint8)
         for clip, number, offset in zip(batch, chosen.tolist(), inside.tolist()):
             owner = np.searchsorted(ends, number, side="right")
-            part = parts[owner]
-            window = number - ends[owner] + part["windows"]
-            start = part["first"] + window * part["stride"] + offset
-            array = np.load(self.path / "clips" / part["array"], mmap_mode="r")
-            clip[:] = array[start : start + frames]
+            (_, array, *_), starts = parts[owner]
+            start = starts[number - ends[owner]] + offset  # counted from the end
+            clip[:] = self.array(array)[start : start + frames]
         clips = torch.from_numpy(batch).to(device)  # they travel as bytes
         return clips.permute(0, 1, 4, 2, 3).float().div(255).contiguous()

@@ -6,38 +6,22 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import UInt8
 from tqdm import tqdm
 
-from stt_lite.media import image_frames, numbered_images, read_frames
+from stt_lite.media import image_frames, numbered_images, read_frames, replacing
 
-__all__ = [
-    "array_files",
-    "find_sources",
-    "read_all",
-    "split_sources",
-    "usable",
-    "write_array",
-]
+__all__ = ["array_name", "find_sources", "read_all", "split_sources", "write_array"]
 
 
-VIDEOS = ".3gp .avi .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv"
-
-
-def folders(top: Path, left_out: Path) -> Iterator[Path]:
-    """A folder and all below, linked ones too, each once; hidden ones are left out."""
-    seen = {left_out.resolve()}
-    for folder, below, _ in os.walk(top, followlinks=True):
-        real = Path(folder).resolve()
-        below[:] = [] if real in seen else sorted(n for n in below if n[0] != ".")
-        if real not in seen:
-            yield Path(folder)
-        seen.add(real)
+VIDEOS = (
+    ".3gp .apng .asf .avi .dv .f4v .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts "
+    ".mxf .ogv .ts .vob .webm .wmv"
+)
+NO_FOLDERS = ("$RECYCLE.BIN", "@eaDir", "__MACOSX")  # trash, thumbnails, a Mac's notes
 
 
 def is_video(path: Path) -> bool:
@@ -55,8 +39,8 @@ def find_sources(source: Path, out: Path) -> tuple[dict[str, Path], Counter]:
     """What can be clips, by name: videos, and folders of images that hold no video.
 
     Args:
-        source: a file, or a folder that is searched all the way down, but for hidden
-            files and folders, and `out`.
+        source: a file, or a folder that is searched all the way down, linked files and
+            folders too, each once; but not `out`, nor what is hidden.
 
     Returns:
         The sources; and of the other files, how many there are of each suffix.
@@ -70,43 +54,42 @@ def find_sources(source: Path, out: Path) -> tuple[dict[str, Path], Counter]:
     if not source.is_dir():
         raise FileNotFoundError(f"source must be a video or a folder, got {source}")
     found, ignored = {}, Counter()
-    for folder in folders(source, out):
-        files = [p for p in folder.iterdir() if p.is_file() and p.name[0] != "."]
-        videos, images = [p for p in files if is_video(p)], numbered_images(folder)
+    seen = {os.path.realpath(path) for path in (out, source)}
+
+    def new(folder: str, names: list[str]) -> list[Path]:
+        """What is not hidden, and was not seen before under whatever name."""
+        paths = []
+        for path in (Path(folder, name) for name in sorted(names)):
+            hidden = path.name[0] == "." or path.name in NO_FOLDERS
+            if not hidden and (real := os.path.realpath(path)) not in seen:
+                seen.add(real)
+                paths.append(path)
+        return paths
+
+    def unreadable(error: OSError) -> None:
+        ignored["unreadable folders"] += 1
+
+    for folder, below, names in os.walk(source, onerror=unreadable, followlinks=True):
+        below[:] = [path.name for path in new(folder, below)]
+        files, images = new(folder, names), numbered_images(Path(folder))
+        videos = [path for path in files if path.is_file() and is_video(path)]
         series = len(images) > 1 and not videos
-        for path in [folder] if series else videos:
+        for path in [Path(folder)] if series else videos:
             name = path.relative_to(source).as_posix()
             found[source.resolve().name if path == source else name] = path
         others = set(files) - set(images if series else videos)
-        ignored.update(p.suffix.lower() for p in others)
+        ignored.update(path.suffix.lower() for path in others)
     if not found:
         wanted = f"videos ({VIDEOS}) or folders of at least two images"
         raise ValueError(f"source must hold {wanted}; there are none in {source}")
     return dict(sorted(found.items())), ignored
 
 
-def write_header(file, count: int, frame: UInt8[np.ndarray, "H W C"]) -> None:
-    """What a .npy file begins with."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *frame.shape)}
-    np.lib.format.write_array_header_1_0(file, header)
-
-
-def write_array(path: Path, frames: Iterable[UInt8[np.ndarray, "H W C"]]) -> None:
-    """Write frames, however many there are, as one .npy file (T H W C), in one step."""
-    part, count = path.with_name(f"{path.stem}-{os.getpid()}.part"), 0
-    try:
-        with open(part, "wb") as file:
-            for count, frame in enumerate(frames, 1):
-                if count == 1:
-                    write_header(file, 0, frame)
-                file.write(frame.tobytes())
-            file.seek(0)
-            write_header(file, count, frame)  # as long as before: it has room
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+def write_array(path: Path, frames: Iterable) -> None:
+    """Write the bytes of frames (H W C), however many, as one file, in one step."""
+    with replacing(path) as new, open(new, "wb") as file:
+        for frame in frames:
+            file.write(frame.tobytes())
 
 
 def split_sources(
@@ -120,25 +103,22 @@ def split_sources(
 
     Arguments as in `prepare_clips`; `lengths` are in frames.
     """
-    whole = [(name, 0, length) for name, length in lengths.items()]
 
     def at_random(name: str) -> bytes:
         return hashlib.sha256(f"{seed} {name}".encode()).digest()
 
-    order = sorted({group(name) for name in lengths}, key=at_random)
-    if test_share == 0:
-        return {"train": whole, "test": []}
-    if len(order) > 1:
-        most = max(1, round(test_share * len(order)))
-        held = order[: min(len(order) - 1, most)]
-        parts = {"train": [], "test": []}
-        for part in whole:
-            parts["test" if group(part[0]) in held else "train"].append(part)
+    groups = sorted({group(name) for name in lengths}, key=at_random)
+    most = max(1, round(test_share * len(groups))) if test_share else 0
+    held = groups[: min(len(groups) - 1, most)]
+    parts = {"train": [], "test": []}
+    for name, length in lengths.items():
+        parts["test" if group(name) in held else "train"].append((name, 0, length))
+    if held or test_share == 0:
         return parts
     if len(lengths) > 1:
-        only = f"{order[0]!r} for all {len(lengths)} sources"
+        only = f"{groups[0]!r} for all {len(lengths)} sources"
         raise ValueError(f"group must tell at least two groups apart, got {only}")
-    ((name, _, length),) = whole
+    [(name, _, length)] = parts["train"]
     first = length - max(frames, round(test_share * length))
     if first < 2 * frames:
         raise ValueError(
@@ -149,71 +129,37 @@ def split_sources(
     return {"train": [(name, 0, first - frames)], "test": [(name, first, length)]}
 
 
-def files_of(source: Path) -> list[Path]:
-    """The files of a source: the images of a folder, or the one video."""
-    return numbered_images(source) if source.is_dir() else [source]
-
-
-def array_files(
-    sources: dict[str, Path], folder: Path, options: tuple
-) -> dict[str, Path]:
-    """Where each source's array lies: its name has a hash of all that it depends on."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for name, source in sources.items():
-        stats = [(path.name, path.stat()) for path in files_of(source)]
-        stamps = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
-        told = json.dumps([name, stamps, *options]).encode()
-        stem = re.sub(r"[^A-Za-z0-9]+", "_", Path(name).stem)[:40]
-        files[name] = folder / f"{stem}-{hashlib.sha256(told).hexdigest()[:16]}.npy"
-    return files
-
-
-BAR = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}] {postfix}"
-
-
-def watched(path: Path, options: tuple, bar: tqdm, size: int) -> Iterator[np.ndarray]:
-    """The frames of a source, while a bar moves on by its size."""
-    start = bar.n
-    with closing(read_frames(path, *options)) as stream:
-        for frame, share in stream:
-            bar.update(start + int(share * size) - bar.n)
-            yield frame
-        bar.update(start + size - bar.n)
+def array_name(name: str, source: Path, options: tuple) -> str:
+    """The name of a source's array: it has a hash of all that the array depends on."""
+    files = numbered_images(source) if source.is_dir() else [source]
+    stats = [(path.name, path.stat()) for path in files]
+    stamps = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+    told = json.dumps([name, stamps, *options]).encode()
+    stem = re.sub(r"[^A-Za-z0-9]+", "_", Path(name).stem)[:40]
+    return f"{stem}-{hashlib.sha256(told).hexdigest()[:16]}.bytes"
 
 
 def read_all(
-    sources: dict[str, Path], files: dict[str, Path], options: tuple
-) -> dict[str, str]:
-    """Write the arrays that are missing; tell which sources can't be read, and why."""
-    skipped, todo = {}, [name for name in sources if not files[name].exists()]
-    parts = {name: files_of(sources[name]) for name in todo}
-    sizes = {name: sum(p.stat().st_size for p in parts[name]) for name in todo}
-    total, off = sum(sizes.values()), not todo
-    with tqdm(desc="prepare", total=total, bar_format=BAR, disable=off) as bar:
-        for name in todo:
-            bar.set_postfix_str(name)
-            frames = watched(sources[name], options, bar, sizes[name])
-            try:
-                write_array(files[name], frames)
-            except ValueError as error:
-                skipped[name] = str(error).removeprefix(f"{sources[name]} ")
-    return skipped
+    sources: dict[str, Path], files: dict[str, Path], options: tuple, least: int
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Write the arrays that are missing.
 
-
-def usable(
-    files: dict[str, Path], frames: int, skipped: dict[str, str]
-) -> dict[str, int]:
-    """Frames of each source that has a window's; the others are added to `skipped`.
-
-    ValueError where no source is left.
+    Returns how many frames each source has, and why others can't be used.
     """
-    read = [name for name in files if name not in skipped]
-    lengths = {name: len(np.load(files[name], mmap_mode="r")) for name in read}
-    for name in read:
-        if lengths[name] < frames:
-            skipped[name] = f"has {lengths.pop(name)} frames, a window has {frames}"
-    if not lengths:
-        reasons = "; ".join(f"{name} {reason}" for name, reason in skipped.items())
-        raise ValueError(f"no source can be used: {reasons}")
-    return lengths
+    skipped, todo = {}, [name for name in sources if not files[name].exists()]
+    for name in tqdm(todo, "prepare", disable=not todo):
+        frames = read_frames(sources[name], *options)
+        try:
+            with closing(frames):
+                write_array(
+                    files[name], tqdm(frames, name, leave=False, unit=" frames")
+                )
+        except ValueError as error:
+            skipped[name] = str(error).removeprefix(f"{sources[name]} ")
+    size, channels, _ = options
+    there = {name: file.stat() for name, file in files.items() if name not in skipped}
+    lengths = {n: stat.st_size // (size * size * channels) for n, stat in there.items()}
+    short = {name: length for name, length in lengths.items() if length < least}
+    for name, length in short.items():
+        skipped[name] = f"has {length} frames, a window has {least}"
+    return {name: lengths[name] for name in lengths if name not in short}, skipped

@@ -7,7 +7,7 @@ import math
 import numbers
 import os
 import re
-import tempfile
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,16 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from stt_lite.media import read_frames, write_frames
+from stt_lite.media import WRITERS, read_frames, replacing, write_frames
 
-__all__ = ["bouncing_square", "check_frames", "check_whole", "load_video", "save_video"]
+__all__ = [
+    "bouncing_square",
+    "check_frames",
+    "check_rate",
+    "check_whole",
+    "load_video",
+    "save_video",
+]
 
 
 def bouncing_square(
@@ -77,7 +84,29 @@ def check_whole(value, name: str, least: int = 1, most: float = math.inf) -> int
     return int(value)
 
 
+def check_rate(fps: float | None) -> float | None:
+    """Frames per second as Python's own number, or None; ValueError unless above 0."""
+    if fps is None:
+        return None
+    if not isinstance(fps, numbers.Real) or not 0 < fps < math.inf:
+        raise ValueError(f"fps must be a number above 0, or None, got {fps!r}")
+    return float(fps)
+
+
 MOST_VALUES = 2**30  # of a clip in memory: 4 GiB
+
+
+def _stack(path, frames, last, *options) -> Float[Tensor, "T C H W"]:
+    """The first so many frames of a video, or the last."""
+    clip = deque(maxlen=last)
+    with contextlib.closing(read_frames(path, *options)) as stream:
+        for frame in itertools.islice(stream, frames):
+            clip.append(frame)
+            if len(clip) * frame.size > MOST_VALUES:
+                wanted = "give fewer frames or a smaller size"
+                raise ValueError(f"{path} is too long: {wanted}")
+    pixels = torch.from_numpy(np.stack(clip)).movedim(-1, 1).contiguous()
+    return pixels.float().div_(255)
 
 
 def load_video(
@@ -86,6 +115,7 @@ def load_video(
     size: int | None = None,
     gray: bool = False,
     fps: float | None = None,
+    last: int | None = None,
 ) -> Float[Tensor, "T C H W"]:
     """Read a video (mp4, gif and whatever else ffmpeg knows) or a folder of images.
 
@@ -95,50 +125,29 @@ def load_video(
         size: the centre square becomes size x size pixels; None leaves frames as shown.
         gray: one channel (luma) instead of RGB.
         fps: at each moment k / fps the latest frame; None: every frame once.
+        last: only the last so many frames; a long video is read from near its end.
 
     Returns the clip, values in [0, 1]. Raises FileNotFoundError, and ValueError for a
     number out of range or what `read_frames` can't read.
     """
-    for name, value in (("frames", frames), ("size", size)):
+    for name, value in (("frames", frames), ("size", size), ("last", last)):
         if value is not None:
             check_whole(value, name)
-    if fps is not None and not 0 < fps < math.inf:
-        raise ValueError(f"fps must be above 0, got {fps}")
-    clip, values = [], 0
-    with contextlib.closing(read_frames(path, size, 1 if gray else 3, fps)) as stream:
-        for frame, _ in itertools.islice(stream, frames):
-            clip.append(frame)
-            values += frame.size
-            if values > MOST_VALUES:
-                raise ValueError(
-                    f"{path} is too long: give fewer frames or a smaller size"
-                )
-    pixels = torch.from_numpy(np.stack(clip)).movedim(-1, 1).contiguous()
-    return pixels.float().div_(255)
+    if frames and last:
+        raise ValueError(f"last must be None where frames is given, got {last}")
+    options = size, 1 if gray else 3, check_rate(fps)
+    if last:
+        with contextlib.suppress(ValueError):  # some files are read from their start
+            clip = _stack(path, None, last, *options, last)
+            if len(clip) == last:
+                return clip
+    return _stack(path, frames, last, *options)
 
 
 def to_bytes(clip: Float[Tensor, "T C H W"]) -> UInt8[np.ndarray, "T H W *rgb"]:
     """Frames as bytes, channels last: (T H W 3) for RGB, (T H W) for grey."""
     pixels = clip.detach().cpu().float().mul(255).round().byte().permute(0, 2, 3, 1)
     return (pixels[..., 0] if pixels.shape[-1] == 1 else pixels).numpy()
-
-
-def _replace_folder(path: Path, new: Path) -> None:
-    """Put a folder of frames in the place of an old one, which has to step aside."""
-    old = new.with_name("old")
-    if path.is_dir():
-        for found in path.iterdir():
-            if not re.fullmatch(r"frame_\d+\.png", found.name):
-                raise ValueError(
-                    f"path must hold frames only, holds {found.name}: {path}"
-                )
-        path.rename(old)
-    try:
-        new.rename(path)
-    except OSError:
-        if old.is_dir():
-            old.rename(path)
-        raise
 
 
 def save_video(
@@ -163,23 +172,21 @@ def save_video(
     check_whole(scale, "scale")
     path = Path(path).expanduser()
     kind = path.suffix.lower()
-    if kind not in (".gif", ".mp4", ""):
-        raise ValueError(
-            f"path must end in .gif, .mp4 or no suffix (images), got {path}"
-        )
-    most = 50 if kind == ".gif" else 1000
+    if kind not in (*WRITERS, ""):
+        wanted = f"{', '.join(WRITERS)} or no suffix (images)"
+        raise ValueError(f"path must end in {wanted}, got {path}")
+    most = WRITERS[kind][0] if kind else 1000
     if not 0.01 <= fps <= most:
         raise ValueError(f"fps must be in [0.01, {most}] for {path.name}, got {fps}")
+    others = [p.name for p in path.iterdir()] if not kind and path.is_dir() else []
+    if others := [n for n in others if not re.fullmatch(r"frame_\d+\.png", n)]:
+        raise ValueError(f"path must hold frames only, holds {others[0]}: {path}")
     pixels = to_bytes(clip).repeat(scale, axis=1).repeat(scale, axis=2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent) as folder:
-        new = Path(folder, f"new{kind}")
+    with replacing(path) as new:
         if kind:
             write_frames(new, pixels, fps)
-            new.replace(path)
         else:
             new.mkdir()
             for t, frame in enumerate(pixels):
                 Image.fromarray(frame).save(new / f"frame_{t:05d}.png")
-            _replace_folder(path, new)
     return path

@@ -15,7 +15,6 @@ import torch
 from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image
 
-from stt_lite import prepare
 from stt_lite.bundles import load_pretrained
 from stt_lite.clips import ClipFolder, prepare_clips
 from stt_lite.contexts import TrainingConfig
@@ -58,7 +57,21 @@ def arrays(out: Path) -> dict[str, np.ndarray]:
     """Each source's frames (T H W C)."""
     index = json.loads((out / "index.json").read_text())
     parts = index["train"] + index["test"]
-    return {p["source"]: np.load(out / "clips" / p["array"]) for p in parts}
+    folder = ClipFolder(out)
+    return {source: np.array(folder.array(array)) for source, array, *_ in parts}
+
+
+def counts(sources: dict[str, range]) -> dict[str, int]:
+    return {name: len(starts) for name, starts in sources.items()}
+
+
+def frames_of(out: Path) -> int:
+    return sum(map(len, arrays(out).values()))
+
+
+def written(out: Path) -> dict[str, int]:
+    """When each array was written."""
+    return {path.name: path.stat().st_mtime_ns for path in out.glob("clips/*.bytes")}
 
 
 @pytest.fixture(scope="module")
@@ -76,16 +89,19 @@ def folder(tmp_path_factory):
 
 def test_a_folder_is_searched_and_summed_up(folder):
     source, out, summary = folder
-    assert summary.frames == 100 and summary.skipped == {} and summary.reused == 0
+    assert summary.skipped == {} == summary.ignored
     names = {"a.mp4", "b.gif", "deep/c.mkv", "deep/d.mp4"}
     assert summary.train.keys() | summary.test.keys() == names
     lengths = {name: len(frames) for name, frames in arrays(out).items()}
     assert lengths == {"a.mp4": 20, "b.gif": 20, "deep/c.mkv": 20, "deep/d.mp4": 40}
     shapes = {(x.dtype.name, *x.shape[1:]) for x in arrays(out).values()}
     assert shapes == {("uint8", 16, 16, 3)}
-    words = "4 sources, 100 frames of 16x16 pixels, RGB\ntrain: "
-    assert repr(summary).startswith(words)
-    assert repr(summary).endswith("there already: 0, skipped: 0")
+    kinds = [
+        f"{sum(map(len, x.values()))} windows of 5 frames from {len(x)} sources"
+        for x in (summary.train, summary.test)
+    ]
+    words = "4 sources, 100 frames of 16x16 pixels, RGB\ntrain: {}\ntest: {}"
+    assert repr(summary) == repr(ClipFolder(out)) == words.format(*kinds)
 
 
 @pytest.mark.parametrize("gray", [False, True])
@@ -101,9 +117,8 @@ def test_each_frame_once_where_no_rate_is_asked_for(tmp_path):
     make(tmp_path / "in/a.mp4", 2, 12)
     for fps, count in ((None, 24), (6, 12)):
         options = ALL | {"fps": fps}
-        assert (
-            prepare_clips(tmp_path / "in", tmp_path / "out", **options).frames == count
-        )
+        prepare_clips(tmp_path / "in", tmp_path / "out", **options)
+        assert frames_of(tmp_path / "out") == count
         assert ClipFolder(tmp_path / "out").fps == fps
 
 
@@ -146,8 +161,10 @@ def test_what_is_a_video_and_what_is_not(tmp_path):
     assert summary.ignored == {".png": 1, ".txt": 2, "": 2}
     assert "neither video nor series of images: " in repr(summary)
     assert "2 others" in repr(summary) and "2 .txt" in repr(summary)
+    before = written(source / "out")
     again = prepare_clips(source, source / "out", **ALL)
-    assert again.ignored == summary.ignored and again.reused == 8  # its own arrays: not
+    assert again.ignored == summary.ignored  # its own arrays: not
+    assert before == written(source / "out") and len(before) == 8
 
 
 # --- what can't be used
@@ -164,10 +181,10 @@ def test_bad_files_are_skipped_by_name(tmp_path):
     for i, size in enumerate(((20, 20), (20, 22))):
         (source / "photos").mkdir(exist_ok=True)
         Image.new("RGB", size).save(source / f"photos/{i}.jpg")
-    for reused in (0, 2):  # again, since the bad ones may be whole by now
+    for _ in range(2):  # again, since the bad ones may be whole by now
         with pytest.warns(UserWarning, match="skipped: ") as caught:
             summary = prepare_clips(source, out, **ALL)
-        assert summary.reused == reused and summary.train == {"good.mp4": 16}
+        assert counts(summary.train) == {"good.mp4": 16} and len(written(out)) == 2
         told = {f"skipped: {name} {why}" for name, why in summary.skipped.items()}
         assert {str(warning.message) for warning in caught} == told and len(told) == 6
     words = {
@@ -204,7 +221,8 @@ def test_nothing_to_prepare(tmp_path):
         ({"size": 0}, "size must be a whole number of at least 1, got 0"),
         ({"frames": -1}, "frames must be .*got -1"),
         ({"size": 16.5}, "size must be .*got 16.5"),
-        ({"fps": 0.0}, "fps must be above 0, or None, got 0.0"),
+        ({"fps": 0.0}, "fps must be a number above 0, or None, got 0.0"),
+        ({"fps": "10"}, "fps must be a number above 0, or None, got '10'"),
         ({"fps": float("nan")}, "fps must be .*got nan"),
         ({"test_share": 1.0}, r"test_share must be in \[0, 1\), got 1.0"),
     ],
@@ -221,9 +239,10 @@ def test_options_out_of_range(tmp_path, unchecked, option, message):
 def test_no_frame_is_on_both_sides(folder):
     source, out, summary = folder
     assert len(summary.test) == 1 and not summary.train.keys() & summary.test.keys()
+    before = written(out)
     again = prepare_clips(source, out, **OPTIONS)
     assert (again.train, again.test) == (summary.train, summary.test)
-    assert again.reused == 4
+    assert written(out) == before and len(before) == 4
     held = [prepare_clips(source, out, **OPTIONS, seed=s).test for s in range(8)]
     assert len(set(map(tuple, held))) > 1 and {len(names) for names in held} == {1}
     prepare_clips(source, out, **OPTIONS)
@@ -235,8 +254,8 @@ def test_a_single_file_is_split_in_time_with_a_gap(tmp_path):
     clips, generator = ClipFolder(out), torch.Generator().manual_seed(0)
     seen = clips.draw(500, None, generator).clips.mean((2, 3, 4)) * 255 / 6
     held = clips.held_out(2).mean((2, 3, 4)) * 255 / 6
-    assert summary.train == {"clock.gif": 40 - 10 - 5 - 4}
-    assert summary.test == {"clock.gif": 2}
+    assert counts(summary.train) == {"clock.gif": 40 - 10 - 5 - 4}
+    assert counts(summary.test) == {"clock.gif": 2}
     assert seen.unique().round().tolist() == list(range(25))  # then a gap of 5
     assert held.sort(0).values.round().tolist() == [[*range(30, 35)], [*range(35, 40)]]
     words = r"clock\.gif has 40 frames: too few .* windows of 20;.* test_share=0"
@@ -266,7 +285,9 @@ def test_what_is_done_stays_and_what_changed_is_redone(tmp_path):
         make(source / f"{name}.mp4")
 
     def reused(**options):
-        return prepare_clips(source, out, **OPTIONS | options).reused
+        before = written(out).items()
+        prepare_clips(source, out, **OPTIONS | options)
+        return len(before & written(out).items())
 
     assert reused() == 0 and reused() == 3
     assert reused(frames=6, seed=3, test_share=0.5) == 3  # other windows
@@ -291,17 +312,18 @@ def test_stopped_it_leaves_no_half_array(tmp_path, monkeypatch, error):
     fsync = os.fsync
 
     def stop(descriptor):
-        if len(list((out / "clips").glob("*.npy"))) == 2:
+        if len(written(out)) == 2:
             raise error
         fsync(descriptor)
 
-    monkeypatch.setattr(prepare.os, "fsync", stop)
+    monkeypatch.setattr(os, "fsync", stop)
     with pytest.raises(type(error)):
         prepare_clips(source, out, **OPTIONS)
-    assert [path.suffix for path in (out / "clips").iterdir()] == [".npy", ".npy"]
+    before = written(out)
+    assert len(list((out / "clips").iterdir())) == len(before) == 2
     monkeypatch.undo()
-    summary = prepare_clips(source, out, **OPTIONS)
-    assert summary.reused == 2 and summary.frames == 60
+    prepare_clips(source, out, **OPTIONS)
+    assert before.items() <= written(out).items() and frames_of(out) == 60
 
 
 RUN = """
@@ -326,21 +348,23 @@ def test_killed_it_goes_on(tmp_path):
     make(source / "a.mp4")
     make(source / "b.mp4", 120, 30)
     process, until = start(source, out, 1000), time.monotonic() + 120  # repeats frames
-    while not (parts := list(out.glob("clips/b-*.part"))) and process.poll() is None:
+    while len(parts := list(out.glob("clips/.part-*/*"))) + len(written(out)) < 2:
+        assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL and parts and parts[0].exists()
-    done = {path: path.stat().st_mtime_ns for path in out.glob("clips/*.npy")}
+    done = written(out)
     assert len(done) == 1 and not (out / "index.json").exists()
     make(source / "b.mp4", 2)
-    for age in (0, 100):
-        os.utime(parts[0], (time.time() - age,) * 2)
-        summary = prepare_clips(source, out, size=64, fps=1000, test_share=0)
-        assert summary.frames == 2 * 2000
+    for age in (0, 4000):
+        for path in (*parts, parts[0].parent):
+            os.utime(path, (time.time() - age,) * 2)
+        prepare_clips(source, out, size=64, fps=1000, test_share=0)
+        assert frames_of(out) == 2 * 2000
         assert parts[0].exists() == (age == 0)  # a young one may be another run's
-    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert done.items() <= written(out).items()
 
 
 def test_two_at_once_do_not_hinder_each_other(tmp_path):
@@ -350,7 +374,7 @@ def test_two_at_once_do_not_hinder_each_other(tmp_path):
     errors = [run.communicate(timeout=240)[1] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], errors
     assert ClipFolder(tmp_path / "out").windows() == 3
-    assert {path.suffix for path in (tmp_path / "out/clips").iterdir()} == {".npy"}
+    assert {path.suffix for path in (tmp_path / "out/clips").iterdir()} == {".bytes"}
 
 
 def test_memory_does_not_grow_with_the_video(tmp_path):
@@ -396,11 +420,7 @@ def test_clips_are_windows_of_the_files(folder):
         found = [clip.tobytes() for clip in drawn]
         assert {windows[window] for window in found} == set(names)
     assert len(set(found)) == test  # held out: each window once
-    assert clips.windows() == sum(summary.train.values())
-    assert repr(clips) == (
-        f"ClipFolder({clips.windows()} windows to train on, {test} held out: "
-        "5 frames, 3 channels, 16x16)"
-    )
+    assert clips.windows() == sum(counts(summary.train).values())
 
 
 def test_wrong_requests_are_named(folder, tmp_path, unchecked):
@@ -420,17 +440,55 @@ def test_wrong_requests_are_named(folder, tmp_path, unchecked):
     for content in (None, "{}"):
         if content:
             (tmp_path / "index.json").write_text(content)
-        with pytest.raises(
-            FileNotFoundError, match="index.json, which prepare_clips w"
-        ):
+        with pytest.raises(FileNotFoundError, match="index.json, which prepare_clips"):
             ClipFolder(tmp_path)
     out = tmp_path / "out"
     prepare_clips(make(tmp_path / "a.mp4"), out, **ALL)
     with pytest.warns(UserWarning, match="nothing is held out: clips of training"):
         assert ClipFolder(out).held_out(1).shape == (1, 5, 3, 16, 16)
-    next((out / "clips").iterdir()).unlink()
-    words = r"a-.*\.npy of a\.mp4 is missing.*prepare again"
-    with pytest.raises(FileNotFoundError, match=words):
+    [array] = (out / "clips").iterdir()
+    content = array.read_bytes()
+    for rest in (content[:-1], content[: -3 * 16 * 16], b"", None):
+        array.write_bytes(rest) if rest is not None else array.unlink()
+        with pytest.raises(FileNotFoundError, match="a.mp4 is missing or cut.*again"):
+            ClipFolder(out)
+
+
+ODD = {
+    "list of numbers": lambda index: index | {"train": [1, 2]},
+    "number": lambda index: index | {"test": 3},
+    "text": lambda index: index | {"train": "clips"},
+    "earlier version": lambda index: index | {"train": [{"source": "a", "windows": 2}]},
+    "parts in words": lambda index: index | {"train": [["a.mp4", "a", "one", "two"]]},
+    "no size": lambda index: {k: v for k, v in index.items() if k != "size"},
+    "size in words": lambda index: index | {"size": "sixteen"},
+    "nothing skipped": lambda index: {k: v for k, v in index.items() if k != "skipped"},
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_an_odd_index_is_refused_and_written_anew(folder, tmp_path, case):
+    source, out = folder[0], tmp_path / "out"
+    prepare_clips(source / "a.mp4", out, **ALL)
+    index = ODD[case](json.loads((out / "index.json").read_text()))
+    (out / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="out must be prepared again: "):
+        ClipFolder(out)
+    (out / "index.json").write_text("{cut")
+    with pytest.raises(ValueError, match="index.json is not a record"):
+        ClipFolder(out)
+    prepare_clips(source / "a.mp4", out, **ALL)
+    assert ClipFolder(out).windows() == 16
+
+
+def test_no_array_lies_outside_of_the_folder(folder, tmp_path):
+    out = tmp_path / "out"
+    prepare_clips(folder[0] / "a.mp4", out, **ALL)
+    index = json.loads((out / "index.json").read_text())
+    (tmp_path / "secret").write_bytes(bytes(20 * 16 * 16 * 3))
+    index["train"][0][1] = "../../secret"
+    (out / "index.json").write_text(json.dumps(index))
+    with pytest.raises(FileNotFoundError, match="missing or cut"):
         ClipFolder(out)
 
 

@@ -153,15 +153,13 @@ def test_a_failed_write_keeps_what_was_there(tmp_path, clip, monkeypatch, name):
 
 
 def test_a_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, clip):
-    path, rename = save_video(tmp_path / "clip", clip), Path.rename
+    path = save_video(tmp_path / "clip", clip)
 
-    def only_aside(self, target):
-        if self.name == "new":
-            raise OSError("not now")
-        return rename(self, target)
+    def not_now(self, target):
+        raise OSError("not now")
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="not now"):
-        patch.setattr(Path, "rename", only_aside)
+        patch.setattr(Path, "replace", not_now)
         save_video(path, clip[:2])
     assert len(load_video(path)) == 6 and len(list(tmp_path.iterdir())) == 1
 
@@ -384,7 +382,7 @@ REFUSED = {
         "1.png has 8x9 pixels, the first 8x8",
     ),
     "text": (lambda at: text(at / "a.mp4"), "moov atom|Invalid data"),
-    "text as an image": (lambda at: text(at / "a.png"), "PNG signature|Invalid data"),
+    "text as an image": (lambda at: text(at / "a.png"), "Format not on whitelist"),
     "a cut video": (lambda at: cut(steps(at / "a.mp4"), 0.5), "moov atom not found"),
     "a damaged video": (lambda at: damaged(at / "a.mp4"), "Invalid|error|corrupt"),
     "a cut gif": (lambda at: cut(save_noise(at / "a.gif"), 0.6), "cut off"),
@@ -534,11 +532,9 @@ def test_reading_stops_where_enough_is_read(tmp_path):
     damaged = path.read_bytes()
     stream = read_frames(path)
     with contextlib.closing(stream):
-        frame, share = next(stream)
+        frame = next(stream)
         assert frame.shape == (64, 64, 3) and frame.dtype == np.uint8
-        assert abs(share - 1 / 40) < 0.01
-    shares = [share for _, share in read_frames(path, 8, 1, fps=4.0)]
-    assert len(shares) == 20 and shares == sorted(shares) and shares[-1] == 1
+    assert len(list(read_frames(path, 8, 1, fps=4.0))) == 20
     assert path.read_bytes() == damaged
 
 
@@ -564,7 +560,7 @@ def test_a_playlist_reaches_nothing_else(tmp_path):
         head = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:1\n#EXTINF:1.0,\n"
         address = f"http://127.0.0.1:{server.getsockname()[1]}/a.ts"
         (tmp_path / "list.m3u8").write_text(f"{head}{address}\n#EXT-X-ENDLIST\n")
-        with pytest.raises(ValueError, match="not a readable video|no frames"):
+        with pytest.raises(ValueError, match="Format not on whitelist"):
             load_video(tmp_path / "list.m3u8")
         with pytest.raises(TimeoutError):
             server.accept()
