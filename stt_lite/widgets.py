@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 
 import numpy as np
@@ -106,7 +106,7 @@ class ClipPlayer:
 
 
 def pick(
-    choices: dict[str, list],
+    choices: dict[str, Sequence],
     show: Callable,
     *,
     labels=None,
