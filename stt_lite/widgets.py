@@ -1,12 +1,18 @@
 # Made from notebooks/93_widgets.ipynb by "make extract".
 """Players and explorers of clips, in a notebook and on a page. Built in appendix 93."""
 
-import base64
 import html
+import itertools
+import json
 import math
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from importlib.resources import files
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -14,7 +20,6 @@ from torch import Tensor
 from stt_lite.strips import (
     GENERATED_COLOUR,
     PROMPT_COLOUR,
-    Row,
     film_strip,
     framed,
     kind_of,
@@ -23,7 +28,7 @@ from stt_lite.strips import (
 )
 from stt_lite.video import to_bytes
 
-__all__ = ["explore", "futures", "live_view", "scrub", "side_by_side"]
+__all__ = ["explore", "futures", "live_view", "pick", "scrub", "side_by_side"]
 
 
 def side_by_side(
@@ -39,98 +44,124 @@ def side_by_side(
     return torch.cat([F.pad(tile, (1, 1), value=1) for tile in tiles], dim=-1)
 
 
-STYLE = f"""<style>
-.stt-frames {{ display: flex; flex-wrap: wrap; gap: 6px }}
-.stt-frames .stt-frame {{ margin: 0; padding: 0; max-width: 100% }}
-.stt-frame img {{ display: block; box-sizing: border-box; width: 100%; margin: 0;
-  image-rendering: pixelated; border: 3px solid transparent }}
-.stt-prompt img, .stt-real img {{ border-color: rgb{PROMPT_COLOUR} }}
-.stt-generated img {{ border: 3px dashed rgb{GENERATED_COLOUR} }}
-.stt-frame figcaption {{ font-size: 13px; line-height: 1.5; text-align: left }}
-</style>"""
+class Sheets:
+    """The frames of a player, each kept once: one picture for each size of frames."""
+
+    def __init__(self):
+        self.tiles = {}  # shape: {a frame's bytes: its number}
+
+    def add(self, clip: Float[Tensor, "T C H W"]) -> dict:
+        """Which sheet holds a clip's frames, and the number of each of them in it."""
+        frames = to_bytes(clip)  # (T H W) or (T H W 3)
+        tiles = self.tiles.setdefault(frames.shape[1:], {})
+        numbers = [tiles.setdefault(f.tobytes(), len(tiles)) for f in frames]
+        return {"sheet": list(self.tiles).index(frames.shape[1:]), "tiles": numbers}
+
+    def pictures(self) -> list[dict]:
+        """Each sheet as a PNG in a data address, up to 8 frames in a row."""
+        found = []
+        for shape, tiles in self.tiles.items():
+            columns = min(8, len(tiles))
+            rows = math.ceil(len(tiles) / columns)
+            sheet = np.zeros((rows * columns, *shape), np.uint8)
+            for number, pixels in enumerate(tiles):
+                sheet[number] = np.frombuffer(pixels, np.uint8).reshape(shape)
+            sheet = rearrange(sheet, "(r c) h w ... -> (r h) (c w) ...", c=columns)
+            source = data_address(png(Image.fromarray(sheet)))
+            height, width = shape[:2]
+            size = {"width": width, "height": height, "columns": columns}
+            found.append({"src": source, **size})
+        return found
 
 
-def _box(children: list, name: str, text: str, strip):
-    """A box of class `name`; the film strip stands in where widgets cannot show."""
-    import ipywidgets as widgets
-
-    class Box(widgets.VBox):
-        def __repr__(self):
-            return text
-
-        def _repr_mimebundle_(self, **kwargs):
-            picture = base64.b64encode(strip.data).decode()
-            return {**super()._repr_mimebundle_(**kwargs), "image/png": picture}
-
-    style = widgets.HTML(STYLE, layout=widgets.Layout(display="none"))
-    return Box([*children, style]).add_class(name)
+def data_address(picture: bytes) -> str:
+    """A PNG as an address that holds it."""
+    return f"data:image/png;base64,{b64encode(picture).decode()}"
 
 
-def _moment(row: Row, t: int, prompt_frames: int | None, width: int) -> str:
-    """Frame t of each clip, as HTML; a shorter clip rests on its last frame."""
-    figures = []
-    for name, clip in row:
-        last = min(t, len(clip) - 1)
-        kind = kind_of(name, last, prompt_frames)
-        words = [html.escape(word) for word in (name, kind) if word]
-        picture = png(Image.fromarray(to_bytes(clip[last : last + 1])[0]))
-        picture = base64.b64encode(picture).decode()
-        pixels = max(1, round(width / clip.shape[3])) * clip.shape[3] + 6  # two borders
-        figures.append(
-            f'<figure class="stt-frame stt-{kind or "plain"}" style="width:{pixels}px">'
-            f'<img alt="{" · ".join(words) or "clip"}, frame {t + 1}"'
-            f' src="data:image/png;base64,{picture}">'
-            f"<figcaption>{'<br>'.join(words)}</figcaption></figure>"
+class ClipPlayer:
+    """A player as one piece of HTML, in `html`, that needs no Python and no network."""
+
+    def __init__(self, data: dict, strip, text: str):
+        folder = files("stt_lite") / "data"
+        style, script = ((folder / f"player.{k}").read_text() for k in ("css", "js"))
+        style = style.replace("PROMPT", f"rgb{PROMPT_COLOUR}")
+        style = style.replace("GENERATED", f"rgb{GENERATED_COLOUR}")
+        picture = f'src="{data_address(strip.data)}" alt="{html.escape(strip.alt)}"'
+        self.text, self.html = (
+            text,
+            (
+                f'<div class="stt-player" data-lm-suppress-shortcuts="true"'
+                f' data-player="{html.escape(json.dumps(data))}">'
+                f'<style>{style}</style><img class="stt-strip" {picture}></div>'
+                f"<script>{script}</script>"
+            ),
         )
-    return f'<div class="stt-frames">{"".join(figures)}</div>'
+
+    def __repr__(self):
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return self.html
 
 
-def _player(rows: list[list[Row]], values: list[str], prompt_frames, fps, width):
-    """Buttons, slider and play for rows[clip][value], all linked in the browser."""
-    import ipywidgets as widgets
+def pick(
+    choices: dict[str, Sequence],
+    show: Callable,
+    *,
+    labels=None,
+    prompt_frames: int | None = None,
+    fps: float = 5.0,
+    width: int | None = None,
+    unit: str = "frame",
+) -> ClipPlayer:
+    """A slider for each choice and one for time, over clips side by side.
 
+    Args:
+        choices: what can be chosen: name to the values that its slider shows.
+        show: given the number of the value of each choice, from 0, the clips to show,
+            as `film_strip` takes them, as many for each choice.
+        labels, prompt_frames: as in `film_strip`.
+        fps: speed of play, in frames per second.
+        width: of a clip on the screen, about; frames are enlarged by whole numbers.
+        unit: what the slider of time counts.
+
+    Returns a `ClipPlayer`. TypeError or ValueError: what `film_strip` refuses; bad fps.
+    """
     if not 0 < fps < math.inf:
         raise ValueError(f"fps must be above 0, got {fps}")
-    bare = widgets.Layout(margin="0")
-    style = widgets.HTML().style  # one for all pages: small notebooks
-    last = max(len(clip) for _, clip in rows[0][0]) - 1
-    play = widgets.Play(max=last, interval=max(1, round(1000 / fps)), repeat=True)
-    room = widgets.Layout(width="min(360px, 60vw)")
-    slider = widgets.IntSlider(0, 0, last, description="frame", layout=room)
-    widgets.jslink((play, "value"), (slider, "value"))
-
-    def choice(name: str, options: list[str]):
-        auto = {"button_width": "auto"}
-        return widgets.ToggleButtons(options=options, description=name, style=auto)
-
-    def stack(children: list, control, trait: str):
-        if len(children) == 1:
-            return children[0]
-        one = widgets.Stack(children, selected_index=0, layout=bare)
-        widgets.jslink((control, trait), (one, "selected_index"))
-        return one
-
-    def pages(row: Row, times: range) -> list:
-        texts = [_moment(row, t, prompt_frames, width) for t in times]
-        return [widgets.HTML(text, layout=bare, style=style) for text in texts]
-
-    numbers = [str(i + 1) for i in range(len(rows))]
-    clip = choice("clip", numbers) if len(rows) > 1 else None
-    value = choice("temperature", values) if len(values) > 1 else None
-    known, stacks = prompt_frames or 0, []
-    for by_value in rows:
-        prompt = pages(by_value[0], range(known))  # the same for all values
-        moving = [prompt + pages(row, range(known, last + 1)) for row in by_value]
-        moving = [stack(children, slider, "value") for children in moving]
-        stacks.append(stack(moving, value, "index"))
-    children = [widgets.HBox([play, slider]), stack(stacks, clip, "index")]
-    children = [widget for widget in (clip, value) if widget] + children
-    names, clips = zip(*rows[0][-1])
-    every = math.ceil((last + 1) / 10)
+    sheets, pages, last = Sheets(), [], 0
+    for chosen in itertools.product(*(range(len(v)) for v in choices.values())):
+        row, longest = named(show(*chosen), labels, prompt_frames)
+        after = (kind_of(name, longest, prompt_frames) for name, _ in row)
+        pages.append(
+            [{"name": n, "after": a, **sheets.add(c)} for (n, c), a in zip(row, after)]
+        )
+        last = max(last, longest)
+    width = width or (256 if len(row) == 1 else 192 if len(row) < 4 else 128)
+    axes = {name: [f"{value}" for value in found] for name, found in choices.items()}
+    axes[unit] = [f"{t} of {last}" for t in range(1, last + 1)]
+    data = {
+        "axes": [{"name": name, "values": values} for name, values in axes.items()],
+        "pages": pages,
+        "sheets": sheets.pictures(),
+        "prompt": prompt_frames,
+        "wanted": max(1, round(width / max(clip.shape[3] for _, clip in row))),
+        "fps": fps,
+    }
+    every = math.ceil(last / 10)
+    names, clips = zip(*row)
     strip = film_strip(clips, names, prompt_frames=prompt_frames, every=every)
-    return _box(
-        children, "stt-scrubber", f"Player of {last + 1} frames: {names}", strip
-    )
+    return ClipPlayer(data, strip, strip.alt.replace("Film strip", "Player"))
+
+
+def scrub(videos, labels=None, *, prompt_frames=None, **options) -> ClipPlayer:
+    """Play, pause and drag through one clip or several side by side.
+
+    Arguments as in `film_strip`; `options` are fps, width and unit of `pick`.
+    """
+    options |= {"labels": labels, "prompt_frames": prompt_frames}
+    return pick({}, lambda: videos, **options)
 
 
 def futures(
@@ -139,79 +170,66 @@ def futures(
     prompt_frames: int,
     temperatures: list[float],
     fps: float = 5.0,
-):
+) -> ClipPlayer:
     """Choose a clip and a temperature; scrub S futures beside what really happened.
 
     `videos` holds S futures of n clips at A temperatures; their first `prompt_frames`
-    are those of `truth`. Returns what `scrub` returns.
+    are those of `truth`.
     """
-    names = ["truth", *(f"future {i + 1}" for i in range(videos.shape[2]))]
-    rows = [
-        [list(zip(names, [real, *samples])) for samples in by_temperature]
-        for real, by_temperature in zip(truth, videos)
-    ]
-    values = [f"{value:g}" for value in temperatures]
-    return _player(rows, values, prompt_frames, fps, width=128)
 
+    def show(clip: int, temperature: int) -> dict:
+        samples = enumerate(videos[clip, temperature], 1)
+        return {"truth": truth[clip]} | {f"future {i}": one for i, one in samples}
 
-def scrub(videos, labels=None, *, prompt_frames=None, fps: float = 5.0, width=None):
-    """Play, pause and drag through one clip or several side by side.
-
-    Arguments as in `film_strip`; `fps` is the speed of play; `width` that of a clip on
-    the screen, about. Returns an `ipywidgets.VBox` that works without a kernel, too.
-    """
-    row, _ = named(videos, labels, prompt_frames)
-    width = width or (256 if len(row) == 1 else 192 if len(row) < 4 else 128)
-    return _player([[row]], [""], prompt_frames, fps, width)
+    choices = {"clip": range(1, len(videos) + 1)}
+    choices["temperature"] = [f"{value:g}" for value in temperatures]
+    return pick(choices, show, prompt_frames=prompt_frames, fps=fps, width=128)
 
 
 def explore(model, clips: Float[Tensor, "B T C H W"], prompt_frames: int = 15):
     """Choose clip, futures, temperature; press "generate"; watch, then scrub `futures`.
 
     For a running kernel. `model` is anything with the `stream` of a `VideoModel`; the
-    real `clips` are black after their end. Returns an `ipywidgets.VBox`; its `button`
-    generates, and its `view` shows.
+    real `clips` are black after their end. Returns an `ipywidgets.interactive`: its
+    `manual_button` generates, its `result` is the `ClipPlayer` of what was generated.
     """
     import ipywidgets as widgets
+    from IPython.display import clear_output, display
 
-    choices = {
-        "clip": widgets.IntSlider(1, 1, len(clips)),
-        "futures": widgets.IntSlider(3, 1, 8),
-        "temperature": widgets.FloatSlider(value=1.0, min=0.0, max=2.0),
-        "new frames": widgets.IntSlider(5, 1, 100),
-        "seed": widgets.IntText(0),
-    }
-    for name, choice in choices.items():
-        choice.description, choice.style.description_width = name, "90px"
-    button, view = widgets.Button(description="generate"), widgets.VBox()
-
-    def press(_):
-        chosen, samples, temperature, new, seed = (c.value for c in choices.values())
-        end, live = prompt_frames + new, widgets.HTML()
-        truth = clips[chosen - 1].cpu()
+    def generate(clip, samples, temperature, new_frames, seed):
+        end, truth = prompt_frames + new_frames, clips[clip - 1].cpu()
         truth = F.pad(truth, (0,) * 7 + (max(0, end - len(truth)),))[:end]
         prompt = truth[:prompt_frames]
-        video = [prompt.expand(samples, *prompt.shape)]
-        view.children, button.disabled = [live], True
-        options = {"samples": samples, "temperature": temperature, "seed": seed}
-        try:
-            for frames in model.stream(prompt[None], new, **options):  # (1 S C H W)
-                video.append(frames[0, :, None].cpu())
-                row = [(f"future {i + 1}", one) for i, one in enumerate(video[-1])]
-                now = truth[prompt_frames + len(video) - 2]
-                live.value = STYLE + _moment([("truth", now[None]), *row], 0, 0, 128)
-            made = torch.cat(video, dim=1)[None, None]  # (1 1 S T C H W)
-            view.children = [futures(made, truth[None], prompt_frames, [temperature])]
-        except Exception as error:  # nobody else would show it
-            view.children = [widgets.HTML(html.escape(f"{error}"))]
-        button.disabled = False
+        video = prompt.expand(samples, *prompt.shape)  # (S T C H W)
+        names = ["truth", *(f"future {i + 1}" for i in range(samples))]
+        stream = model.stream(
+            prompt[None],
+            new_frames,
+            samples=samples,
+            temperature=temperature,
+            seed=seed,
+        )
+        for frames in stream:  # (1 S C H W)
+            video = torch.cat([video, frames[0, :, None].cpu()], dim=1)
+            end = video.shape[1]
+            start = max(0, end - 10)  # the latest ten frames
+            seen = [truth[start:end], *video[:, start:]]
+            clear_output(wait=True)
+            known = max(0, prompt_frames - start)
+            display(film_strip(seen, names, prompt_frames=known))
+        clear_output(wait=True)
+        made = video[None, None]  # of one clip, at one temperature
+        return futures(made, truth[None], prompt_frames, [temperature])
 
-    button.on_click(press)
-    strip = film_strip(clips[:3], every=2)
-    children = [*choices.values(), button, view]
-    box = _box(children, "stt-explorer", f"Explorer of {len(clips)} clips", strip)
-    box.button, box.view = button, view
-    return box
+    return widgets.interactive(
+        generate,
+        {"manual": True, "manual_name": "generate"},
+        clip=widgets.IntSlider(1, 1, len(clips)),
+        samples=widgets.IntSlider(3, 1, 8),
+        temperature=widgets.FloatSlider(1.0, min=0.0, max=2.0),
+        new_frames=widgets.IntSlider(5, 1, 100),
+        seed=widgets.IntText(0),
+    )
 
 
 def live_view(every: int = 2):

@@ -74,10 +74,12 @@ def test_widgets_are_stored(notebook):
     assert set(views) <= set(state), 'a widget without its state: run "make notebooks"'
 
 
-def test_scrubbers_have_a_picture_where_widgets_cannot_show(notebook):
-    for output in outputs(notebook):
-        if WIDGET_VIEW in output.get("data", {}):
-            assert "image/png" in output.data
+def test_what_needs_a_kernel_is_left_out_of_the_page_or_has_a_picture(notebook):
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            if WIDGET_VIEW in output.get("data", {}):
+                left_out = "remove-output" in cell.metadata.get("tags", [])
+                assert left_out or "image/png" in output.data
 
 
 def test_outputs_name_no_path_of_a_machine(notebook):

@@ -1,11 +1,14 @@
 """Appendix 93: strips and players show each pixel, say what is real, and are linked."""
 
 import base64
+import html
 import io
+import json
 import re
+import shutil
+import subprocess
 from types import SimpleNamespace
 
-import ipywidgets
 import numpy as np
 import pytest
 import torch
@@ -17,6 +20,7 @@ from stt_lite.widgets import (
     film_strip,
     futures,
     live_view,
+    pick,
     scrub,
     side_by_side,
 )
@@ -29,15 +33,6 @@ def clip():
     return torch.rand(6, 3, 24, 32, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture
-def links(monkeypatch):
-    """What the browser is told to keep equal: pairs of widgets."""
-    found = []
-    link = lambda a, b: found.append((a[0], b[0]))  # noqa: E731
-    monkeypatch.setattr(ipywidgets, "jslink", link)
-    return found
-
-
 def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
@@ -46,9 +41,25 @@ def colours(strip) -> set:
     return {tuple(map(int, colour)) for colour in pixels(strip.data).reshape(-1, 3)}
 
 
-def pictures(html: str) -> list[np.ndarray]:
-    found = re.findall(r"base64,([^\"]+)", html)
-    return [pixels(base64.b64decode(picture)) for picture in found]
+def data_of(player) -> dict:
+    """What a player's script is given."""
+    (found,) = re.findall(r'data-player="([^"]*)"', player.html)
+    return json.loads(html.unescape(found))
+
+
+def shown(player, page: int, panel: int) -> np.ndarray:
+    """A panel's frames (T H W 3), cut out of its sheet as the script does."""
+    data = data_of(player)
+    panel = data["pages"][page][panel]
+    sheet = data["sheets"][panel["sheet"]]
+    picture = pixels(base64.b64decode(sheet["src"].split(",")[1]))
+    h, w, columns = sheet["height"], sheet["width"], sheet["columns"]
+    places = [(h * (n // columns), w * (n % columns)) for n in panel["tiles"]]
+    return np.stack([picture[y : y + h, x : x + w] for y, x in places])
+
+
+def as_bytes(clip: torch.Tensor) -> np.ndarray:
+    return (clip.expand(-1, 3, -1, -1).movedim(1, -1) * 255).round().byte().numpy()
 
 
 # --- strips
@@ -69,9 +80,8 @@ def test_what_is_real_stays_so_after_the_prompt(name):
     black = torch.zeros(6, 1, 8, 8)
     assert GENERATED_COLOUR not in colours(film_strip({name: black}, prompt_frames=2))
     assert GENERATED_COLOUR in colours(film_strip({"model": black}, prompt_frames=2))
-    box = scrub({name: black, "model": black}, prompt_frames=2)
-    last = box.children[1].children[-1].value
-    assert f"{name} · real" in last and "model · generated" in last
+    panels = data_of(scrub({name: black, "model": black}, prompt_frames=2))["pages"][0]
+    assert [panel["after"] for panel in panels] == ["real", "generated"]
 
 
 def test_film_strip_holds_every_frame_in_its_place(clip):
@@ -93,9 +103,9 @@ def test_every_other_frame_keeps_its_mark():
 def test_clips_of_any_size_and_length_stand_together(clip):
     strip = film_strip([clip, clip[:2, :1, :12, :8]], ["long", "short"], width=300)
     assert strip.alt == "Film strip of 6 frames: long, short"
-    stack = scrub([clip, clip[:2, :1, :12, :8]], width=64).children[1]
-    last = pictures(stack.children[-1].value)
-    assert [picture.shape for picture in last] == [(24, 32, 3), (12, 8, 3)]
+    player = scrub([clip, clip[:2, :1, :12, :8]], width=64)
+    for i, one in enumerate((clip, clip[:2, :1, :12, :8])):
+        assert np.array_equal(shown(player, 0, i), as_bytes(one))
 
 
 @pytest.mark.parametrize("show", [film_strip, scrub])
@@ -137,54 +147,39 @@ def test_side_by_side_marks_what_is_generated():
 # --- players
 
 
-def test_scrub_is_linked_in_the_browser(clip, links):
-    box = scrub({"truth": clip, "model": clip.flip(0)}, prompt_frames=4, fps=10)
-    controls, stack, _ = box.children
-    play, slider = controls.children
-    assert (play.interval, play.max, slider.max, len(stack.children)) == (100, 5, 5, 6)
-    assert {(play, slider), (slider, stack)} <= set(links)
-    first, last = stack.children[0].value, stack.children[-1].value
-    assert "truth · prompt" in first and "model · generated" in last
-    assert "stt-prompt" in first and "stt-generated" in last
-    shown = [clip, clip.flip(0)]
-    for t, html in ((0, first), (5, last)):
-        for picture, video in zip(pictures(html), shown):
-            expected = (video[t].permute(1, 2, 0) * 255).round().numpy()
-            assert np.array_equal(picture, expected.astype(np.uint8))
+def test_a_player_holds_every_frame_once_and_no_script_of_others(clip):
+    player = scrub({"truth": clip, "model": clip.flip(0)}, prompt_frames=4, fps=10)
+    data = data_of(player)
+    assert [data["prompt"], data["fps"], len(data["sheets"])] == [4, 10, 1]
+    assert sorted(set(data["pages"][0][0]["tiles"])) == list(range(6))
+    assert data["pages"][0][1]["tiles"] == data["pages"][0][0]["tiles"][::-1]
+    for i, video in enumerate((clip, clip.flip(0))):
+        assert np.array_equal(shown(player, 0, i), as_bytes(video))
+    assert "http" not in player.html and 'src="data:' in player.html
+    assert data["axes"] == [
+        {"name": "frame", "values": [f"{t} of 6" for t in range(1, 7)]}
+    ]
 
 
-def test_a_style_keeps_pixels_and_borders(clip):
-    style = scrub(clip).children[-1]
-    assert style.layout.display == "none"
-    for rule in ("image-rendering: pixelated", "3px dashed rgb(214, 106, 19)"):
-        assert rule in style.value
+def test_text_is_short_and_a_strip_lies_in_the_html(clip):
+    player = scrub({"one": clip, "two": clip})
+    assert repr(player) == "Player of 6 frames: one, two"
+    (strip,) = re.findall(r'<img class="stt-strip" src="[^,]*,([^"]*)"', player.html)
+    assert pixels(base64.b64decode(strip)).shape[2] == 3
+    assert player._repr_html_() == player.html
 
 
-def test_frames_are_enlarged_by_whole_numbers(clip):
-    for width in (100, 192, 256):
-        stack = scrub(clip, width=width).children[1]
-        edge = int(re.search(r"width:(\d+)px", stack.children[0].value)[1]) - 6
-        assert edge % 32 == 0 and abs(edge - width) <= 16
+def test_what_a_clip_is_called_is_no_html(clip):
+    name = "</script><img src=x onerror=alert(1)>\" '"
+    player = scrub({name: clip, "": clip})
+    assert "<img src=x" not in player.html and player.html.count("</script>") == 1
+    assert [panel["name"] for panel in data_of(player)["pages"][0]] == [name, ""]
 
 
-def test_film_strip_stands_in_and_the_text_is_short(clip):
-    box = scrub(clip)
-    bundle = box._repr_mimebundle_()
-    assert base64.b64decode(bundle["image/png"])[:4] == b"\x89PNG"
-    assert "application/vnd.jupyter.widget-view+json" in bundle
-    assert bundle["text/plain"] == repr(box) and len(repr(box)) < 100
-
-
-def test_labels_cannot_inject_html(clip):
-    box = scrub({"<script>alert(1)</script>": clip})
-    page = box.children[1].children[0].value
-    assert "script" in page and "<script>" not in page
-
-
-def test_samples_of_one_prompt(clip):
-    box = scrub(torch.stack([clip] * 3), prompt_frames=2)
-    page = box.children[1].children[0].value
-    assert page.count("<img") == 3 and "sample 3 · prompt" in page
+@pytest.mark.parametrize("labels", [["", ""], ["a", "a"]])
+def test_clips_may_have_one_name(clip, labels):
+    player = scrub([clip, clip.flip(0)], labels)
+    assert [panel["name"] for panel in data_of(player)["pages"][0]] == labels
 
 
 @pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf")])
@@ -193,22 +188,156 @@ def test_bad_speeds_are_refused(clip, fps):
         scrub(clip, fps=fps)
 
 
-def test_futures_follow_their_links(links):
+def test_futures_lie_in_the_order_of_their_sliders():
     videos, truth = torch.rand(2, 3, 2, 5, 1, 8, 8), torch.rand(2, 5, 1, 8, 8)
-    box = futures(videos, truth, 2, [0.0, 0.5, 1.0])
-    clip, temperature, player, outer, _ = box.children
-    slider = player.children[1]
-    inner = [stack for by_value in outer.children for stack in by_value.children]
-    assert [len(outer.children), len(inner), len(inner[0].children)] == [2, 6, 5]
-    assert clip.options == ("1", "2") and temperature.options == ("0", "0.5", "1")
-    one, other = (outer.children[1].children[a].children for a in (0, 2))
-    assert one[:2] == other[:2] and not set(one[2:]) & set(other[2:])  # one prompt
-    assert "truth · real" in one[2].value and "future 2 · generated" in one[2].value
-    shown = torch.tensor(pictures(other[3].value)[2])[..., 0] / 255
-    torch.testing.assert_close(shown, videos[1, 2, 1, 3, 0], atol=0.5 / 255, rtol=0)
-    assert (clip, outer) in links
-    assert all((temperature, stack) in links for stack in outer.children)
-    assert all((slider, frames) in links for frames in inner)
+    videos[..., :2, :, :, :] = truth[:, None, None, :2]
+    player = futures(videos, truth, 2, [0.0, 0.5, 1.0])
+    data = data_of(player)
+    assert [(a["name"], a["values"][:3]) for a in data["axes"]] == [
+        ("clip", ["1", "2"]),
+        ("temperature", ["0", "0.5", "1"]),
+        ("frame", ["1 of 5", "2 of 5", "3 of 5"]),
+    ]
+    for n in range(2):
+        for a in range(3):
+            page = [truth[n], *videos[n, a]]
+            for i, video in enumerate(page):
+                assert np.array_equal(shown(player, 3 * n + a, i), as_bytes(video))
+    sheet = data["sheets"][0]
+    tiles = {t for page in data["pages"] for panel in page for t in panel["tiles"]}
+    assert len(tiles) == 2 * 5 + 2 * 3 * 2 * 3  # each prompt once
+    assert (sheet["width"], sheet["height"], sheet["columns"]) == (8, 8, 8)
+
+
+# --- players in a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("no Chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """Opens players in one file, as a notebook's outputs lie in an exported page."""
+    contexts = []
+
+    def show(*players, **options):
+        path = tmp_path / "page.html"
+        body = "".join(f"<div>{player.html}</div>" for player in players)
+        path.write_text(f"<!doctype html><meta charset=utf-8><body>{body}")
+        contexts.append(browser.new_context(offline=True, **options))
+        page = contexts[-1].new_page()
+        page.on("pageerror", lambda error: pytest.fail(str(error)))
+        page.goto(path.as_uri())
+        if options.get("java_script_enabled", True):
+            page.wait_for_function(
+                "n => document.querySelectorAll('[data-shown]').length == n",
+                arg=len(players),
+            )
+        return page
+
+    yield show
+    for context in contexts:
+        context.close()
+
+
+CANVAS = "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+
+
+def seen(canvas, shape) -> np.ndarray:
+    return np.array(canvas.evaluate(CANVAS)).reshape(*shape, 4)[..., :3]
+
+
+def test_players_drag_play_stop_and_do_not_clash(clip, opened):
+    page = opened(*[scrub({"truth": c}, fps=50) for c in (clip, clip.flip(0))])
+    first, second = page.locator(".stt-player").all()
+    canvas, slider = first.locator("canvas"), first.get_by_label("frame")
+    assert np.array_equal(seen(canvas, (24, 32)), as_bytes(clip)[0])
+    box = slider.bounding_box()
+    height = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + 12, height)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 1, height, steps=4)
+    page.mouse.up()
+    assert np.array_equal(seen(canvas, (24, 32)), as_bytes(clip)[5])
+    page.keyboard.press("ArrowLeft")
+    assert np.array_equal(seen(canvas, (24, 32)), as_bytes(clip)[4])
+    assert slider.get_attribute("aria-valuetext") == "5 of 6"
+    assert canvas.get_attribute("aria-label") == "truth, 5"
+    other = second.locator("canvas")
+    assert np.array_equal(seen(other, (24, 32)), as_bytes(clip)[5])  # it stayed
+
+    first.get_by_role("button", name="Repeat").click()  # off: it plays to the end
+    first.get_by_role("button", name="Play").click()
+    first.get_by_role("button", name="Play").wait_for()
+    assert np.array_equal(seen(canvas, (24, 32)), as_bytes(clip)[5])
+    first.get_by_role("button", name="Stop").click()
+    assert np.array_equal(seen(canvas, (24, 32)), as_bytes(clip)[0])
+
+
+def test_sliders_of_choices_choose(opened):
+    pictures = torch.rand(2, 3, 1, 1, 8, 8)
+    choices = {"row": [1, 2], "column": [1, 2, 3]}
+    page = opened(pick(choices, lambda i, j: {"map": pictures[i, j]}))
+    page.get_by_label("row").fill("1")
+    page.get_by_label("column").fill("2")
+    wanted = as_bytes(pictures[1, 2])[0]
+    assert np.array_equal(seen(page.locator("canvas"), (8, 8)), wanted)
+    assert page.get_by_role("button").count() == 0  # there is nothing to play
+
+
+@pytest.mark.parametrize("room, motion", [(1280, "reduce"), (390, "no-preference")])
+def test_pixels_are_enlarged_by_whole_numbers_and_controls_can_be_hit(
+    clip, opened, room, motion
+):
+    options = {"reduced_motion": motion, "viewport": {"width": room, "height": 844}}
+    page = opened(scrub([clip] * 5), **options)
+    for canvas in page.locator("canvas").all():
+        box = canvas.bounding_box()
+        assert (box["width"] - 6) % 32 == 0 and (box["height"] - 6) % 24 == 0
+        assert box["x"] >= 0 and box["x"] + box["width"] <= room
+    least = 24 if room > 480 else 44
+    for control in page.locator("button, input:visible").all():
+        box = control.bounding_box()
+        assert min(box["width"], box["height"]) >= least
+    repeat = page.get_by_role("button", name="Repeat")
+    wanted = "false" if motion == "reduce" else "true"
+    assert repeat.get_attribute("aria-pressed") == wanted
+
+
+def test_the_strip_shows_without_scripts_and_in_print(clip, opened):
+    assert opened(scrub(clip), java_script_enabled=False).locator("img").is_visible()
+    page = opened(scrub(clip))
+    assert not page.locator("img").is_visible() and page.locator("canvas").is_visible()
+    page.emulate_media(media="print")
+    assert page.locator("img").is_visible() and not page.locator("canvas").is_visible()
+
+
+def test_clips_stand_in_rows_of_equal_length(root):
+    node = shutil.which("node")
+    if not node:
+        pytest.skip("no node on this machine")
+    # n clips of 64x64, enlarged twice, in a room of 700 pixels: 5 fit into a row
+    code = f"""const {{ arrange }} = require({json.dumps(str(root))} +
+        "/stt_lite/data/player.js");
+        console.log(JSON.stringify([1, 4, 5, 6, 7, 9].map((n) =>
+        arrange(n, 64, 64, 2, 700, 900))),
+        JSON.stringify(arrange(1, 480, 9, 3, 390, 900)))"""
+    found = subprocess.run([node, "-e", code], capture_output=True, check=True)
+    columns, wide = found.stdout.decode().split()
+    assert [row["columns"] for row in json.loads(columns)] == [1, 4, 5, 3, 4, 5]
+    assert json.loads(wide) == {"scale": 1, "columns": 1}
 
 
 class Model:
@@ -223,26 +352,15 @@ class Model:
 def test_explore_generates_when_pressed():
     model, real = Model(), torch.rand(2, 8, 1, 8, 8)
     box = explore(model, real, prompt_frames=5)
-    assert box.view.children == () and "image/png" in box._repr_mimebundle_()
     for choice, value in zip(box.children[:5], (2, 2, 0.5, 6, 70)):
         choice.value = value
-    box.button.click()
-    assert not box.button.disabled
+    box.manual_button.click()
+    assert not box.manual_button.disabled
     assert torch.equal(model.asked[0], real[1:, :5])
     assert model.asked[1:] == (6, 2, 0.5, 70)
-    (shown,) = box.view.children
-    assert "stt-scrubber" in shown._dom_classes
-    pages = shown.children[-2].children
-    assert len(pages) == 11
-    truth, future, _ = pictures(pages[-1].value)
-    assert (truth == 0).all() and (future == 70).all()  # the truth has ended
-
-
-def test_what_goes_wrong_is_shown_and_the_button_works_again():
-    box = explore(SimpleNamespace(), torch.rand(2, 8, 1, 8, 8), prompt_frames=5)
-    box.button.click()
-    assert "has no attribute" in box.view.children[0].value
-    assert not box.button.disabled
+    truth, future = (shown(box.result, 0, i) for i in (0, 1))
+    assert len(truth) == 11 and np.array_equal(truth[:8], as_bytes(real[1]))
+    assert (truth[8:] == 0).all() and (future[5:] == 70).all()  # the truth has ended
 
 
 def test_live_view_draws_curves_and_a_strip(monkeypatch):
