@@ -149,8 +149,9 @@ class PongWorld:
         i = torch.randint(len(keys), (n, 1), generator=generator)
         t = torch.randint(self.length - frames + 1, (n, 1), generator=generator)
         t = t + torch.arange(frames)  # (n T)
-        frames = area_colours()[codes[i, t].int()]  # (n T 80 80 3)
-        return Batch(frames.movedim(-1, 2).to(device), keys[i, t].long().to(device))
+        codes, keys = codes[i, t].to(device), keys[i, t].to(device)
+        frames = area_colours().to(device)[codes.int()]  # (n T 80 80 3)
+        return Batch(frames.movedim(-1, 2), keys.long())
 
 
 @functools.lru_cache(maxsize=2)
@@ -193,14 +194,16 @@ HELD_OUT["pong"] = pong_again
 def mixed_in(frames: Float[Tensor, "*n 3 H W"], which: int) -> Float[Tensor, "*n H W"]:
     """How much of a colour of `COLOURS` is mixed into each pixel's ground, 0 to 1.
 
-    The share along the line from ground to colour, less twice the distance from it.
+    The share along the line from ground to colour, less twice the distance from it;
+    traces below a fifth are none.
     """
     ground, colour = (COLOURS[i].to(frames) / 255 for i in (0, which))
     line = (colour - ground)[:, None, None]
     off = frames - ground[:, None, None]
     share = (off * line).sum(-3) / line.square().sum()
     beside = (off - share.unsqueeze(-3) * line).square().sum(-3).sqrt()
-    return (share - 2 * beside / line.norm()).clamp(0, 1)
+    share = share - 2 * beside / line.norm()
+    return torch.where(share < 0.2, 0, share.clamp(max=1))
 
 
 def find_small_ball(
@@ -260,6 +263,6 @@ PRESETS["pong"] = Preset(
         fade=0.0,
         corruption=0.02,
     ),
-    PongWorld(),
+    PongWorld(train=512),
     "pong",
 )

@@ -19,6 +19,7 @@ from stt_lite.worlds import find_paddle, find_small_ball, mixed_in
 
 EDGE = 8  # columns from a border: a ball last seen there may have left the field
 PROMPT = 8
+BLINK = 2  # frames that a ball at a wall, or a flicker, may last
 
 
 def meets(ball: Float[Tensor, "T 2"]) -> int:
@@ -91,15 +92,16 @@ def holds(ball: Float[Tensor, "T 2"], double: Tensor, serve: int) -> tuple[int, 
     Impossible: a ball gone in mid-air or for longer than a serve takes, or a second
     one. Right: a ball is to be seen, or it left at an edge and a serve is due.
     """
-    last, gone, first, right = None, 0, len(ball), 0
+    last, gone, twice, first, right = None, 0, 0, len(ball), 0
     for t, (place, two) in enumerate(zip(ball.tolist(), double.tolist())):
         seen = place[0] == place[0]  # not NaN
         gone = 0 if seen else gone + 1
+        twice = twice + 1 if two else 0
         last = place if seen else last
         left = last is None or not EDGE <= last[1] <= 79 - EDGE
         due = left and gone <= serve
         right += seen or due
-        if two or not (seen or due):
+        if twice > BLINK or (gone > BLINK and not due):
             first = min(first, t)
     return first, right / len(ball)
 
