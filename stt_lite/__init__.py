@@ -17,6 +17,7 @@ from stt_lite.layer import TransformerConfig
 from stt_lite.moving_mnist import Batch, MovingDigits, moving_mnist
 from stt_lite.photographs import Photographs
 from stt_lite.pipeline import train, train_tokenizer
+from stt_lite.playing import play
 from stt_lite.quantizers import FiniteScalarQuantizer, VectorQuantizer
 from stt_lite.sampling import Sampling, rollout
 from stt_lite.spatial_attention import SpatialAttention, attention
@@ -78,6 +79,7 @@ __all__ = [
     "load_transformer",
     "load_video",
     "moving_mnist",
+    "play",
     "play_games",
     "prepare_clips",
     "pretrained",

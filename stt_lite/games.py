@@ -20,7 +20,7 @@ __all__ = [
     "Episode",
     "Game",
     "Player",
-    "play",
+    "play_episode",
     "play_games",
 ]
 
@@ -155,7 +155,7 @@ def ball_in(ram: np.ndarray, colours: np.ndarray, game: Game) -> tuple[float, fl
     return (row + 1.5, column + 0.5) if seen else (np.nan, np.nan)
 
 
-def play(
+def play_episode(
     game: str,
     frames: int = 400,
     seed: int = 0,
@@ -222,14 +222,14 @@ def play_games(
         folder: gets screens.npy, ball.npy and index.json.
         games: keys of `GAMES`.
         train, test: episodes of each game, up to 5,000; seeds of the two differ.
-        frames, skip: see `play`.
+        frames, skip: see `play_episode`.
         seed: 0 or above; another one plays other games.
 
     Returns:
         The folder, for `GameClips`.
 
     Raises:
-        ImportError, ValueError: as `play`; what lies in the folder stays.
+        ImportError, ValueError: as `play_episode`; what lies in the folder stays.
         OSError: a folder that cannot be written, a full disk.
     """
     folder = Path(folder)
@@ -258,7 +258,7 @@ def play_games(
     screens = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
     ball = np.empty((len(episodes), frames, 2), np.float32)
     for i, e in enumerate(tqdm(episodes, "playing", disable=None)):
-        played = play(e["game"], frames, e["seed"], skip)
+        played = play_episode(e["game"], frames, e["seed"], skip)
         screens[i], ball[i] = played.screens, played.ball
         palette = np.maximum(palette, played.palette)
     screens.flush()

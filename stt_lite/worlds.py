@@ -3,7 +3,9 @@
 
 import functools
 import io
+import itertools
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -24,7 +26,15 @@ from stt_lite.tokenizer import TokenizerConfig
 from stt_lite.video import check_whole
 from stt_lite.vqgan import VQGANConfig
 
-__all__ = ["KEYS", "PongWorld", "find_paddle", "find_small_ball", "record_pong"]
+__all__ = [
+    "KEYS",
+    "PongWorld",
+    "area_colours",
+    "find_paddle",
+    "find_small_ball",
+    "pong_game",
+    "record_pong",
+]
 
 
 KEYS = ("stay", "up", "down")  # actions 0, 1, 2
@@ -49,59 +59,67 @@ def area_colours() -> Float[Tensor, "125 3"]:
     return counts.float() @ COLOURS.float() / (4 * 255)
 
 
-def record_pong(seed: int, frames: int = 500, skip: int = 4) -> dict[str, np.ndarray]:
-    """Play Pong with skill and with none, and keep the keys.
+def pong_game(seed: int, skip: int = 4) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
+    """A game of Pong without end: yields frame, the key that led to it, and the ball.
 
-    Chapter 14's `Player`, whose aim is better or worse from episode to episode, and
-    keys at random, each held for a while, take turns, so that every key is pressed in
-    every situation. A key does what it says: no sticky actions.
+    Chapter 14's `Player`, whose aim is better or worse from game to game, and keys at
+    random, each held for a while, take turns, so that every key is pressed in every
+    situation. A key does what it says: no sticky actions. What `send` is given is
+    pressed instead.
 
     Args:
         seed: of all that is random.
-        frames: length T of the episode.
         skip: the console's frames for each one that is kept, under one key.
 
-    Returns:
-        "codes" (T 80 80) of `area_codes`; "keys" (T), the key that leads to each frame;
-        "ball" (T 2), row and column in pixels of the small frame, NaN: not to be seen.
+    Yields:
+        Codes (80 80) of `area_codes`; the key; row and column of the ball in pixels of
+        the small frame, NaN where it is not to be seen.
 
     Raises:
         ImportError: ale-py is missing.
     """
-    check_whole(frames, "frames")
     rng, game = np.random.default_rng(seed), GAMES["pong"]
     console, actions = new_console("pong", seed, 0.0)
     for _ in range(int(rng.integers(1, 60))):  # no two games begin alike
         console.act(actions["NOOP"])
     player, random, key = Player(game, rng, rng.uniform(0, 14)), False, 0
     ram = console.getRAM().copy()
-    codes = np.empty((frames, 80, 80), np.uint8)
-    keys, ball = np.empty(frames, np.uint8), np.empty((frames, 2), np.float32)
-    for t in range(-30, frames):
+    while True:
         before, ram = ram, console.getRAM().copy()
-        if t >= 0:
-            screen = console.getScreenRGB()[34 : 34 + FIELD]
-            codes[t], keys[t] = area_codes(screen), key
-            ball[t] = (np.array(ball_in(ram, screen, game)) + 0.5) / 2 - 0.5
+        screen = console.getScreenRGB()[34 : 34 + FIELD]
+        ball = (np.array(ball_in(ram, screen, game)) + 0.5) / 2 - 0.5
+        asked = yield area_codes(screen), key, ball
         if rng.random() < 1 / 40:
             random = rng.random() < 0.4
         if not random:  # its 2 and 3 move the paddle, the rest lets it be
             key = max(0, player.choose(ram, before) - 1)
         elif rng.random() < 1 / 5:
             key = int(rng.integers(3))
+        key = key if asked is None else asked
         for _ in range(skip):
             console.act(actions[BUTTONS[key]])
         if console.game_over():
             console.reset_game()
-    return {"codes": codes, "keys": keys, "ball": ball}
+
+
+def record_pong(seed: int, frames: int = 500) -> dict[str, np.ndarray]:
+    """Record `frames` of a `pong_game`, from its thirtieth on.
+
+    "codes" (T 80 80), "keys" (T), bytes, and "ball" (T 2).
+    """
+    check_whole(frames, "frames")
+    game = itertools.islice(pong_game(seed), 30, 30 + frames)
+    codes, keys, ball = zip(*game)
+    keys, ball = np.array(keys, np.uint8), np.array(ball, np.float32)
+    return {"codes": np.stack(codes), "keys": keys, "ball": ball}
 
 
 @dataclass(frozen=True)
 class PongWorld:
-    """Recorded Pong as a source of clips with keys, 80x80 RGB; see `record_pong`.
+    """Recorded Pong as a source of clips with keys, 80x80 RGB; see `pong_game`.
 
-    It is recorded when clips are first asked for, into $STT_LITE_CACHE or the user's
-    cache. Those of the default numbers come with the package (1 MB).
+    The default numbers come with the package; others are recorded when clips are first
+    asked for, into $STT_LITE_CACHE or the user's cache.
 
     Args:
         train, test: episodes; seeds of the two differ.
@@ -129,7 +147,7 @@ class PongWorld:
     def data(self) -> dict:
         """What a run's record says of these clips."""
         shape = {"size": 80, "channels": 3, "frames": self.frames}
-        return {"content": "pong, with keys"} | shape | {"pong": asdict(self)}
+        return shape | {"content": "pong, with keys", "pong": asdict(self)}
 
     def draw(self, n, frames=16, generator=None, device="cpu") -> Batch:
         """Clips of training episodes: all and every place in them equally likely."""
@@ -140,18 +158,25 @@ class PongWorld:
         generator = torch.Generator().manual_seed(seed)
         return self.clips("test", n, frames, generator, device)
 
+    def places(self, split: str, n: int, frames: int, generator) -> tuple:
+        """In which episode each clip lies, and where it begins: (n 1) each."""
+        i = torch.randint(getattr(self, split), (n, 1), generator=generator)
+        last = self.length - frames
+        return i, torch.randint(last + 1, (n, 1), generator=generator)
+
     def clips(self, split: str, n: int, frames: int, generator, device) -> Batch:
         """Random clips of one split: `Batch(clips, actions)`."""
         check_whole(n, "n")
         check_whole(frames, "frames", most=self.length)
         episodes = recorded(self, split)
         codes, keys = (torch.from_numpy(episodes[name]) for name in ("codes", "keys"))
-        i = torch.randint(len(keys), (n, 1), generator=generator)
-        t = torch.randint(self.length - frames + 1, (n, 1), generator=generator)
+        i, t = self.places(split, n, frames, generator)  # (n 1) each
         t = t + torch.arange(frames)  # (n T)
-        codes, keys = codes[i, t].to(device), keys[i, t].to(device)
-        frames = area_colours().to(device)[codes.int()]  # (n T 80 80 3)
-        return Batch(frames.movedim(-1, 2), keys.long())
+        frames = area_colours().to(device)[codes[i, t].to(device).int()]
+        return Batch(frames.movedim(-1, 2), keys[i, t].to(device).long())
+
+
+FIRST_SEED = {"train": 0, "test": 5_000}  # of a split's first episode
 
 
 @functools.lru_cache(maxsize=2)
@@ -169,8 +194,8 @@ def recorded(world: PongWorld, split: str) -> dict[str, np.ndarray]:
         cache = Path(os.environ.get("STT_LITE_CACHE") or pooch.os_cache("stt_lite"))
         path = cache / name
     if not path.is_file():
-        first = 5_000 if split == "test" else 0
-        seeds = tqdm(range(first, first + count), "recording", disable=None)
+        seeds = range(FIRST_SEED[split], FIRST_SEED[split] + count)
+        seeds = tqdm(seeds, "recording", disable=None)
         episodes = [record_pong(seed, world.length) for seed in seeds]
         box = io.BytesIO()
         np.savez_compressed(

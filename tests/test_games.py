@@ -22,7 +22,7 @@ from stt_lite.game_clips import (
     ball_kept,
     find_ball,
 )
-from stt_lite.games import FIELD, GAMES, Episode, Player, play, play_games
+from stt_lite.games import FIELD, GAMES, Episode, Player, play_episode, play_games
 from stt_lite.tokenizer import TokenizerConfig
 from stt_lite.vqgan import VQGANConfig
 
@@ -64,7 +64,7 @@ def coloured(episode: Episode) -> torch.Tensor:
 
 @BOTH
 def test_a_seed_plays_its_game_again(game):
-    a, b, c = (play(game, 60, seed) for seed in (3, 3, 4))
+    a, b, c = (play_episode(game, 60, seed) for seed in (3, 3, 4))
     assert np.array_equal(a.screens, b.screens) and np.array_equal(
         a.ball, b.ball, equal_nan=True
     )
@@ -74,14 +74,14 @@ def test_a_seed_plays_its_game_again(game):
 @BOTH
 def test_the_players_choices_branch_the_game_by_themselves(game):
     """Without sticky actions, the same buttons do the same: players differ."""
-    a, b = (play(game, 120, seed, sticky=0.0) for seed in (1, 2))
+    a, b = (play_episode(game, 120, seed, sticky=0.0) for seed in (1, 2))
     assert not np.array_equal(a.screens, b.screens)
 
 
 @BOTH
 def test_memory_and_screen_agree_on_the_ball(game):
     """Where memory puts the ball, the screen shows its colour, and nowhere else."""
-    episode = play(game, 300, 0)
+    episode = play_episode(game, 300, 0)
     frames, ball = coloured(episode), torch.tensor(GAMES[game].ball) / 255
     seen = np.isfinite(episode.ball[:, 0])
     assert 0.6 < seen.mean() < 1
@@ -124,7 +124,7 @@ def test_the_paddle_follows_an_approaching_ball_and_rests_otherwise():
 @BOTH
 def test_an_action_moves_the_paddle_in_the_frames_after_it(game):
     """Without sticky actions; in what direction, the paddle's place in memory tells."""
-    episode = play(game, 300, 0, sticky=0.0)
+    episode = play_episode(game, 300, 0, sticky=0.0)
     assert episode.actions.shape == (300,) and episode.actions.max() <= 3
     assert set(np.unique(episode.actions)) >= {0, 2, 3}
     band, along = (slice(0, None), slice(138, 146)), GAMES[game].along
@@ -145,7 +145,9 @@ def test_the_aim_decides_how_often_it_misses():
     """The farther beside the middle it aims, the more often Pong's ball is gone."""
 
     def gone(spread: float) -> float:
-        balls = [play("pong", 300, seed, spread=spread).ball for seed in range(3)]
+        balls = [
+            play_episode("pong", 300, seed, spread=spread).ball for seed in range(3)
+        ]
         return np.isnan(np.stack(balls)[..., 0]).mean()
 
     assert gone(0.0) < gone(25.0)
@@ -157,13 +159,13 @@ UNKNOWN = "game must be one of pong, breakout, got 'go'"
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda f: play("go", 10), UNKNOWN),
+        (lambda f: play_episode("go", 10), UNKNOWN),
         (
-            lambda f: play("pong", 0),
+            lambda f: play_episode("pong", 0),
             "frames must be a whole number of at least 1, got 0",
         ),
         (
-            lambda f: play("pong", 9, skip=1.5),
+            lambda f: play_episode("pong", 9, skip=1.5),
             "skip must be a whole number .*, got 1.5",
         ),
         (lambda f: play_games(f / "new", test=0), r"test must be .*\[1, 5000\], got 0"),
@@ -208,7 +210,7 @@ def test_a_missing_package_is_named(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"pip install ale-py, or stt_lite\[games\]"):
-        play("pong", 5)
+        play_episode("pong", 5)
 
 
 # --- resizing
@@ -358,7 +360,7 @@ def test_a_run_that_was_killed_is_played_anew(tmp_path, monkeypatch):
 @BOTH
 @pytest.mark.parametrize("size", [160, 128])
 def test_the_detector_agrees_with_the_consoles_memory(game, size):
-    episode = play(game, 300, 77)
+    episode = play_episode(game, 300, 77)
     truth = (torch.from_numpy(episode.ball) + 0.5) * size / FIELD - 0.5
     found = find_ball(area_resize(coloured(episode), size), game)
     row = torch.from_numpy(episode.ball[:, 0])
