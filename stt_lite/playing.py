@@ -187,7 +187,7 @@ def play(
         show()
 
     def save(_) -> None:
-        save_video(torch.stack(box.game.frames), "played.gif", fps=15)
+        save_video("played.gif", torch.stack(box.game.frames), fps=15)
         on.status.value = "saved as played.gif"
 
     async def run() -> None:
