@@ -207,8 +207,10 @@ def main(args: Args) -> None:
         write_file(ROOT / "book" / "results" / name, content)
     for protocol, errors in measured["transformer"]["metrics"].items():
         copied = measured["transformer"]["copy_last_frame"][protocol]
-        parts = [f"{k} {errors[k]:.2f} (copy {copied[k]:.2f})" for k in copied]
-        print(f"{protocol}: {', '.join(parts[:2])}")
+        parts = [
+            f"{k} {errors[k]:.2f} (copy {copied[k]:.2f})" for k in ("first", "mean")
+        ]
+        print(f"{protocol}: {', '.join(parts)}")
 
 
 if __name__ == "__main__":

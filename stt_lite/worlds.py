@@ -257,7 +257,7 @@ def find_paddle(frames: Float[Tensor, "*n 3 80 80"]) -> Float[Tensor, "*n"]:
     green = mixed_in(frames, 2)[..., 66:76].sum(-1)  # (*n 80)
     at = torch.arange(80).to(green)
     row = (green @ at) / green.sum(-1).clamp(min=1e-6)
-    return torch.where(green.sum(-1) > 2, row, torch.nan)
+    return torch.where(green.sum(-1) > 1, row, torch.nan)
 
 
 PONG_TOKENIZER = VQGANConfig(
