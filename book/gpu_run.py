@@ -227,7 +227,6 @@ def main() -> None:
     preset = configure(args)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True  # every step has the same shapes
     flops = f"{training_flops(preset) / 1e9:.1f} GFLOP per clip and training step"
     print(f"{hardware(device)}, torch {torch.__version__}, {flops}", flush=True)
     if args.tokenizer_seconds:
