@@ -84,7 +84,7 @@ class Step(nn.Module):
                 layer.gaussian = EitherGaussian(layer.gaussian)
 
     def forward(
-        self, latent, target, packed, frames, noise, temperature
+        self, latent, target, packed, frames, noise, temperature, action=None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The next frame's codewords, the latents to show, and the cache after."""
         tokenizer, net = self.model.tokenizer, self.model.transformer
@@ -94,6 +94,8 @@ class Step(nn.Module):
         cache = tuple(KeyValueCache(*layer.unbind(0), frames) for layer in kept)
         before = net.to_stream(latent[:, None])
         x = torch.where(before.isnan().any(), net.start, before)
+        if action is not None:
+            x = x + net.actions(action)[:, None, None, None]
         seen = net.to_stream(target[:, None])
         prediction, _, cache = net.run_layers(
             x, noise[:, None], seen, temperature, cache=cache
@@ -177,6 +179,10 @@ def export_model(bundle: str, out: Path) -> None:
         "noise": noise,
         "temperature": torch.tensor(0.5),
     }
+    inputs = {}  # what a step takes besides: name -> type and shape
+    if getattr(net.config, "actions", 0):
+        steps["action"] = torch.zeros(1, dtype=torch.long)
+        inputs["action"] = {"type": "int64", "shape": [1]}
     after = ["next", "shown", "after"]
     clips = stt.held_out_clips(model, CLIPS, PROMPT + NEW, seed=1)
     pixels = (clips * 255).round().byte()  # (clips T C H W)
@@ -196,7 +202,7 @@ def export_model(bundle: str, out: Path) -> None:
         "latent": list(latent.shape),
         "cache": list(packed.shape),
         "noise": list(noise.shape),
-        "inputs": {},  # what a step takes besides, such as an action: name -> type
+        "inputs": inputs,
     }
     (out / "model.json").write_text(json.dumps(about))
 

@@ -36,10 +36,11 @@ export function caption({ label, known }, t, prompt, length) {
 export class Player {
   /**
    * In `place`, with frames of `shape` (C H W). `panels`: [{label, known, frames, ghost}], `known` for true frames;
-   * `frames` may grow: call `grown()`. `length` is how long the player will be; `prompt` frames are given.
+   * `frames` may grow: call `grown()`. `length` is how long the player will be; `prompt` frames are given. `shown(t)` is
+   * called with each frame that is shown, `ended()` when playing is past the last one: it begins again.
    */
-  constructor(place, { shape, loop = true, shown = () => {} }) {
-    Object.assign(this, { place, shape, loop, shown, panels: [], prompt: 0, length: 0, t: 0, timer: 0 });
+  constructor(place, { shape, shown = () => {}, ended = () => this.show(0) }) {
+    Object.assign(this, { place, shape, shown, ended, panels: [], prompt: 0, length: 0, t: 0, timer: 0 });
     this.pictures = element("div", { className: "stt-panels" });
     this.playButton = button("Play", () => (this.timer ? this.stop() : this.play()), { className: "stt-play" });
     const step = (text, label, by) => button(text, () => (this.stop(), this.show(this.t + by)), { className: "stt-step", aria: { label } });
@@ -47,7 +48,10 @@ export class Player {
     this.slider.addEventListener("input", () => (this.stop(), this.show(+this.slider.value)));
     this.count = element("span", { className: "stt-count" });
     this.bar = element("div", { className: "stt-bar" }, this.playButton, step("‹", "one frame back", -1), step("›", "one frame on", 1), this.slider, this.count);
-    place.classList.add("stt-player");
+    place.classList.add("stt-viewer");
+    this.pictures.tabIndex = 0;
+    this.pictures.setAttribute("role", "group");
+    this.pictures.setAttribute("aria-label", "clips; keys: space plays, arrows step");
     place.replaceChildren(this.pictures, this.bar);
     place.addEventListener("keydown", (event) => this.key(event));
     new ResizeObserver(() => this.fit()).observe(place);
@@ -64,17 +68,15 @@ export class Player {
     this.show(at);
   }
 
-  /** Frames came in: the newest is shown, unless somebody is looking at another one. */
+  /** Frames came in. */
   grown() {
-    const ready = this.ready();
-    this.slider.max = Math.max(0, ready - 1);
-    this.show(this.timer ? this.t : Math.min(this.t, ready - 1));
+    this.show(this.t);
   }
 
-  /** Frames that every generated panel has, or, without one, the longest. */
+  /** Frames that can be shown: as many as the longest generated panel has. */
   ready() {
-    const made = this.panels.filter((panel) => !panel.known && panel.frames.length);
-    return Math.min(this.length, Math.max(...(made.length ? made : this.panels).map((panel) => panel.frames.length), 1));
+    const made = this.panels.filter((panel) => !panel.known);
+    return Math.min(this.length, Math.max(1, ...(made.length ? made : this.panels).map((panel) => panel.frames.length)));
   }
 
   fit() {
@@ -117,7 +119,7 @@ export class Player {
     this.timer = setInterval(() => {
       const next = this.t + 1;
       if (next < this.ready()) this.show(next);
-      else if (next >= this.length) this.loop ? this.show(0) : this.stop();
+      else if (next >= this.length) this.ended();
     }, milliseconds);
   }
 
