@@ -102,8 +102,9 @@ class Step(nn.Module):
         )
         prediction = prediction[:, 0]
         codewords = snap(tokenizer, prediction, net.config.head)
-        means = net.config.head == "regression"  # `generate` shows them at temperature 0
-        shown = torch.where(temperature == 0, prediction, codewords) if means else codewords
+        shown = codewords
+        if net.config.head == "regression":  # as `generate`, which shows the mean
+            shown = torch.where(temperature == 0, prediction, codewords)
         return codewords, shown, pack(cache)
 
 
@@ -171,6 +172,7 @@ def export_model(bundle: str, out: Path) -> None:
     noise = net.draw_noise(1, 1)[:, 0]
     packed = pack(net.empty_cache(1, slots))
     latent = torch.zeros(1, net.config.latent_channels, *net.config.grid)
+    frame = torch.zeros(1, C, H, W)
     steps = {
         "latent": latent,
         "target": latent.clone(),
@@ -187,9 +189,7 @@ def export_model(bundle: str, out: Path) -> None:
     clips = stt.held_out_clips(model, CLIPS, PROMPT + NEW, seed=1)
     pixels = (clips * 255).round().byte()  # (clips T C H W)
     files = {
-        "encode": export(
-            Encode(model), out / "encode.onnx", ["latent"], frame=torch.zeros(1, C, H, W)
-        ),
+        "encode": export(Encode(model), out / "encode.onnx", ["latent"], frame=frame),
         "step": export(Step(model), out / "step.onnx", after, **steps),
         "decode": export(Decode(model), out / "decode.onnx", ["frame"], latent=latent),
         "clips": write(out / "clips.bin", pixels.numpy().tobytes()),

@@ -10,6 +10,7 @@ from docutils.nodes import make_id
 from sphinx.ext.mathjax import MATHJAX_URL
 from sphinx.util import logging
 
+import manners
 import vendor
 from extract import read_notebooks
 
@@ -197,6 +198,7 @@ def lead_to_new_pages(app, exception):
 
 def setup(app):
     app.stt_sections = sections_of_exports()
+    manners.connect(app)
     app.connect("config-inited", choose_scripts)
     app.connect("autodoc-process-docstring", plain_text_to_rst, priority=400)
     app.connect("autodoc-process-docstring", link_to_section, priority=600)

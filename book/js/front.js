@@ -19,7 +19,7 @@ const SEEDS = { min: 0, max: 2 ** 31 - 1 };
 let loading;
 function load(say) {
   say("Loading the model …");
-  loading ??= Model.load(BUNDLE, HOME, (loaded, total) => say(`Loading the model, ${progressText(loaded, total)}`));
+  loading ??= Model.load(BUNDLE, HOME, (loaded, total) => say(progressText(loaded, total)));
   return loading.catch((error) => {
     loading = undefined;
     throw error;

@@ -140,7 +140,7 @@ class Generator {
   load() {
     if (location.protocol === "file:") throw new Error(advice("file:"));
     this.say("Loading the model …");
-    this.loading ??= Model.load(BUNDLE, HOME, (loaded, total) => this.busy && this.say(`Loading the model, ${progressText(loaded, total)}`)).then(
+    this.loading ??= Model.load(BUNDLE, HOME, (loaded, total) => this.busy && this.say(progressText(loaded, total))).then(
       (model) => (this.model = model),
       (error) => {
         this.loading = undefined;

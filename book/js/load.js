@@ -2,9 +2,10 @@
 
 const MEGABYTE = 1e6;
 
-/** "7.3 of 24.1 MB". */
+/** "Loading the model, 7.3 of 24.1 MB". */
 export function progressText(loaded, total) {
-  return `${(loaded / MEGABYTE).toFixed(1)} of ${(total / MEGABYTE).toFixed(1)} MB`;
+  if (loaded >= total) return "Starting the model …";
+  return `Loading the model, ${(loaded / MEGABYTE).toFixed(1)} of ${(total / MEGABYTE).toFixed(1)} MB`;
 }
 
 /** What to do about a page that may not, or could not, load its model. */

@@ -23,7 +23,10 @@ test("draws are standard normal, and a seed repeats them", () => {
 
 // Files
 
-test("progress is in megabytes", () => assert.equal(progressText(7_340_000, 24_080_000), "7.3 of 24.1 MB"));
+test("progress is in megabytes, and says when there is nothing left to load", () => {
+  assert.equal(progressText(7_340_000, 24_080_000), "Loading the model, 7.3 of 24.1 MB");
+  assert.match(progressText(5, 5), /^Starting/);
+});
 
 test("each failure says what to do", () => {
   assert.match(advice("file:"), /make serve/);
