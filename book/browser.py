@@ -16,9 +16,7 @@ import sys
 import warnings
 from pathlib import Path
 
-import onnx
 import torch
-from onnx import numpy_helper
 from torch import Tensor, nn
 
 import stt_lite as stt
@@ -119,21 +117,6 @@ class Decode(nn.Module):
         return self.tokenizer.decode(latent)
 
 
-def halve(proto: onnx.ModelProto) -> None:
-    """Store large float32 weights as float16, and cast them where they are used."""
-    graph, casts = proto.graph, []
-    for weight in graph.initializer:
-        if weight.data_type != onnx.TensorProto.FLOAT or len(weight.raw_data) < 4096:
-            continue
-        name, values = weight.name, numpy_helper.to_array(weight)
-        half = numpy_helper.from_array(values.astype("float16"), f"{name}.half")
-        weight.CopyFrom(half)
-        casts.append(onnx.helper.make_node("Cast", [half.name], [name], to=1))
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
-
-
 def export(module: nn.Module, path: Path, outputs: list[str], **inputs: Tensor) -> dict:
     """Write one graph, weights inside, compressed; its name and bytes for the page."""
     with (
@@ -150,9 +133,7 @@ def export(module: nn.Module, path: Path, outputs: list[str], **inputs: Tensor) 
             dynamo=True,
             verbose=False,
         )
-    proto = program.model_proto
-    halve(proto)
-    return write(path, proto.SerializeToString())
+    return write(path, program.model_proto.SerializeToString())
 
 
 def write(path: Path, content: bytes) -> dict:

@@ -17,7 +17,7 @@ export const button = (textContent, click, properties = {}) => {
 /** A select in its label: [select, label]. Options are texts or [value, text]. */
 export function choice(label, options, chosen, changed = () => {}) {
   const pairs = options.map((option) => [option].flat());
-  const select = element("select", {}, ...pairs.map(([value, text = value]) => element("option", { value, textContent: text })));
+  const select = element("select", { aria: { label } }, ...pairs.map(([value, text = value]) => element("option", { value, textContent: text })));
   select.value = chosen;
   select.addEventListener("change", changed);
   return [select, element("label", {}, `${label} `, select)];
@@ -25,7 +25,7 @@ export function choice(label, options, chosen, changed = () => {}) {
 
 /** A number in its label: [input, label]. */
 export function number(label, value, { min, max }, changed = () => {}) {
-  const input = element("input", { type: "number", min, max, value, step: 1 });
+  const input = element("input", { type: "number", min, max, value, step: 1, aria: { label } });
   input.addEventListener("change", () => {
     input.value = Math.min(max, Math.max(min, Math.round(+input.value || 0)));
     changed();

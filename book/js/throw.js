@@ -49,6 +49,7 @@ export class Stage {
       digit.angle = +angle.value;
       this.moved();
     });
+    angle.setAttribute("aria-label", `push of the ${NAMES[k]} digit, in degrees`);
     Object.assign(digit, { input: angle, select: kind, pane: own });
     kindLabel.style.borderColor = COLOURS[k];
     return element("div", { className: "stt-digit" }, kindLabel, angleLabel, own);
