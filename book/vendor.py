@@ -1,6 +1,7 @@
 """Fetch what shows widgets and formulas (npm), and put it into book/_assets/vendor.
 
-That folder is not committed. Without npm, or where npm cannot reach its registry, the
+The pages' own JavaScript (book/js) is bundled into vendor/book. That folder is not
+committed. Without npm, or where npm cannot reach its registry, the
 book is still built: its pages then load the CDN's copies (book/pages.py), and this
 script says so.
 """
@@ -22,6 +23,7 @@ ENVIRONMENT = {
     "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), SCRIPTS]),
     "NODE_PATH": str(WORK / "node_modules"),
 }
+SCRIPTS_OF_PAGES = ("front.js", "generate.js")  # of book/js
 SOURCES = ["package.json", "package-lock.json", ".npmrc", "widgets.js", "vendor.py"]
 
 
@@ -49,6 +51,24 @@ def typeset(pages: Path) -> None:
     )
 
 
+def esbuild(source: Path, *options: str) -> None:
+    """Bundle a script with all that it imports."""
+    tool = [find("npm"), "exec", "--offline", "--loglevel=error", "--", "esbuild"]
+    quiet = ["--bundle", "--minify", "--log-level=error"]
+    subprocess.run(
+        [*tool, str(source), *quiet, *options], cwd=WORK, env=ENVIRONMENT, check=True
+    )
+
+
+def bundle_scripts() -> None:
+    """The pages' scripts, which work from disk, and the worker, an ES module."""
+    for name in SCRIPTS_OF_PAGES:
+        out = f"--outfile={VENDOR / 'book' / name}"
+        esbuild(BOOK / "js" / name, "--loader:.png=dataurl", out)
+    out = f"--outfile={VENDOR / 'book' / 'worker.js'}"
+    esbuild(BOOK / "js" / "worker.js", "--format=esm", out)
+
+
 def fetch() -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     for name in SOURCES:
@@ -56,20 +76,7 @@ def fetch() -> None:
     npm = find("npm")
     quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
     subprocess.run([npm, "ci", *quiet], cwd=WORK, env=ENVIRONMENT, check=True)
-    bundle = [
-        "widgets.js",
-        "--bundle",
-        "--minify",
-        "--loader:.svg=dataurl",
-        "--log-level=error",
-        "--outdir=widgets",
-    ]
-    subprocess.run(
-        [npm, "exec", "--offline", "--loglevel=error", "--", "esbuild", *bundle],
-        cwd=WORK,
-        env=ENVIRONMENT,
-        check=True,
-    )
+    esbuild(WORK / "widgets.js", "--loader:.svg=dataurl", f"--outdir={WORK}/widgets")
 
     shutil.rmtree(VENDOR, ignore_errors=True)
     shutil.copytree(WORK / "widgets", VENDOR / "widgets")
@@ -91,10 +98,11 @@ def main() -> None:
         b"".join((BOOK / name).read_bytes() for name in SOURCES)
     ).hexdigest()
     stamp = VENDOR / "digest.txt"
-    if WORK.is_dir() and stamp.is_file() and stamp.read_text() == digest:
-        return
+    known = WORK.is_dir() and stamp.is_file() and stamp.read_text() == digest
     try:
-        fetch()
+        if not known:
+            fetch()
+        bundle_scripts()
     except (subprocess.CalledProcessError, OSError) as error:
         shutil.rmtree(VENDOR, ignore_errors=True)
         print(f"The pages' JavaScript could not be fetched ({error}).", file=sys.stderr)
@@ -104,6 +112,8 @@ def main() -> None:
         print(consequence, file=sys.stderr)
         return
     stamp.write_text(digest)
+    if known:
+        return
     print(f"Fetched the pages' JavaScript into {VENDOR.relative_to(BOOK.parent)}.")
 
 
