@@ -157,6 +157,24 @@ def hold_gifs(app, exception):
             path.write_text(after, encoding="utf-8")
 
 
+# What the theme's markup keeps from those who hear a page: its place, and what instead.
+UNHEARD = {
+    '<summary aria-label="Toggle hidden content">': "<summary>",  # it hid the text
+    '<summary><span class="toctree-toggle"': '<summary aria-label="Pages below this one">'
+    '<span class="toctree-toggle"',
+}
+
+
+def name_controls(app, exception):
+    """Give a name to what folds."""
+    for path in [] if exception else Path(app.outdir).rglob("*.html"):
+        before = after = path.read_text(encoding="utf-8")
+        for markup, instead in UNHEARD.items():
+            after = after.replace(markup, instead)
+        if after != before:
+            path.write_text(after, encoding="utf-8")
+
+
 def connect(app):
     app.connect("config-inited", choose_addresses)
     app.connect("source-read", fill_in)
@@ -164,3 +182,4 @@ def connect(app):
     app.connect("build-finished", write_addresses)
     app.connect("build-finished", list_pages)
     app.connect("build-finished", hold_gifs)
+    app.connect("build-finished", name_controls)

@@ -14,6 +14,7 @@ import torch
 
 import pages
 import stt_lite as stt
+import vendor
 from conftest import ROOT
 
 PAGES = ROOT / "_build" / "html"
@@ -567,9 +568,9 @@ def test_every_page_introduces_itself(browser):
 def test_every_box_of_the_model_and_every_chapter_is_a_link(open_page):
     page = open_page(FRONT).page
     links = page.evaluate(
-        "[...document.querySelectorAll('.stt-model a')].map(a => a.href.baseVal)"
+        "[...document.querySelectorAll('.stt-figure a')].map(a => a.href.baseVal)"
     )
-    assert len(links) == page.locator(".stt-model .stt-box").count() + 1
+    assert len(links) == page.locator(".stt-figure .stt-box").count() + 1
     assert all((PAGES / "book" / link).is_file() for link in links)
     text = html(FRONT)
     assert all(f'href="../{name}"' in text for name in CHAPTERS)
@@ -578,3 +579,34 @@ def test_every_box_of_the_model_and_every_chapter_is_a_link(open_page):
 def test_an_index_fits_a_phone(open_page):
     page = open_page("genindex.html", viewport=PHONE).page
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+# Access: what axe finds critical or serious
+
+AXE = vendor.WORK / "node_modules" / "axe-core" / "axe.min.js"
+LEFT = {  # of the theme and of Sphinx
+    "label-content-name-mismatch": "two buttons of the theme, search and colour mode, "
+    "are named by what they do; their text is a key and a state",
+    "definition-list": "Sphinx nests the fields of an entry in its description",
+}
+FOUND_BY_AXE = """async () => {
+    const rules = {resultTypes: ['violations']};
+    const found = await axe.run({exclude: ['.widget-subarea']}, rules);
+    return found.violations
+        .filter(v => ['critical', 'serious'].includes(v.impact))
+        .map(v => [v.id, v.nodes.map(n => n.html.slice(0, 120))]);
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(open_page, scheme):
+    if not AXE.is_file():
+        pytest.fail("no axe-core") if REQUIRED else pytest.skip("no axe-core")
+    problems = []
+    for name in [FRONT, *CHAPTERS, "book/symbols.html", "book/api/video.html"]:
+        page = open_page(name, viewport=LAPTOP, color_scheme=scheme).page
+        page.add_script_tag(path=AXE)
+        found = page.evaluate(FOUND_BY_AXE)
+        problems += [f"{name}: {what} {at}" for what, at in found if what not in LEFT]
+        page.close()
+    assert not problems, "\n".join(problems)

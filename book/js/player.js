@@ -83,7 +83,7 @@ export class Player {
     const { clientWidth } = this.place, n = this.panels.length, [, , width] = this.shape;
     if (!n || !clientWidth) return;
     const rows = Array.from({ length: n }, (_, i) => Math.ceil(n / (i + 1))); // columns for 1, 2, … rows
-    const columns = rows.find((c) => enlargement(clientWidth, width, c) * width >= Math.min(96, 2 * width)) ?? 1;
+    const columns = rows.find((c) => enlargement(clientWidth, width, c) * width >= 96) ?? 1;
     this.scale = enlargement(clientWidth, width, columns, 8, Math.max(2, Math.floor(320 / width)));
     this.pictures.style.gridTemplateColumns = `repeat(${columns}, max-content)`;
     for (const canvas of this.canvases) canvas.style.width = `${this.scale * width}px`;
