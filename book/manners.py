@@ -160,8 +160,9 @@ def hold_gifs(app, exception):
 # What the theme's markup keeps from those who hear a page: its place, and what instead.
 UNHEARD = {
     '<summary aria-label="Toggle hidden content">': "<summary>",  # it hid the text
-    '<summary><span class="toctree-toggle"': '<summary aria-label="Pages below this one">'
-    '<span class="toctree-toggle"',
+    '<summary><span class="toctree-toggle"': (
+        '<summary aria-label="Pages below this one"><span class="toctree-toggle"'
+    ),
 }
 
 

@@ -15,11 +15,6 @@ import vendor
 from cells import read_notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
-CDN = "https://cdn.jsdelivr.net/npm"
-CDN_WIDGETS = {
-    f"{CDN}/requirejs@2.3.8/require.min.js": {},
-    f"{CDN}/@jupyter-widgets/html-manager@1.0.15/dist/embed-amd.js": {},
-}
 # One icon of Font Awesome's script:
 # name:[width,height,[aliases],"unicode","path" or ["path","path"]]
 ICON = re.compile(
@@ -64,17 +59,16 @@ logger = logging.getLogger(__name__)
 
 
 def choose_scripts(app, config):
-    """Local copies; where book/vendor.py could not fetch them, a CDN's, and say so."""
+    """Local copies; where book/vendor.py could not fetch them, MathJax of a CDN."""
+    config.nb_ipywidgets_js = {}  # players bring their own script
     if (vendor.VENDOR / "digest.txt").is_file():
         config.mathjax_path = "typeset-at-build-time/mathjax.js"  # never loaded
-        config.nb_ipywidgets_js = {"vendor/widgets/widgets.js": {}}
         config.html_js_files += [f"vendor/book/{name}" for name in PLACES]
         return
     logger.info(
-        "No JavaScript in %s: the pages load it from a CDN.",
+        "No JavaScript in %s: formulas are typeset by a CDN's, and no page generates.",
         vendor.VENDOR.relative_to(ROOT),
     )
-    config.nb_ipywidgets_js = CDN_WIDGETS
 
 
 def drop_scripts(app, pagename, templatename, context, doctree):

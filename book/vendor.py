@@ -1,9 +1,8 @@
-"""Fetch what shows widgets and formulas (npm), and put it into book/_assets/vendor.
+"""Fetch what typesets formulas (npm), and bundle the pages' JavaScript (book/js).
 
-The pages' own JavaScript (book/js) is bundled into vendor/book. That folder is not
-committed. Without npm, or where npm cannot reach its registry, the
-book is still built: its pages then load the CDN's copies (book/pages.py), and this
-script says so.
+Both go into book/_assets/vendor, which is not committed. Without npm, or where npm
+cannot reach its registry, the book is still built: its pages then load MathJax from a
+CDN (book/pages.py) and do not generate, and this script says so.
 """
 
 import hashlib
@@ -24,7 +23,7 @@ ENVIRONMENT = {
     "NODE_PATH": str(WORK / "node_modules"),
 }
 SCRIPTS_OF_PAGES = ("front.js", "generate.js")  # of book/js
-SOURCES = ["package.json", "package-lock.json", ".npmrc", "widgets.js", "vendor.py"]
+SOURCES = ["package.json", "package-lock.json", ".npmrc", "vendor.py"]
 
 
 def find(program: str) -> str:
@@ -76,21 +75,10 @@ def fetch() -> None:
     npm = find("npm")
     quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
     subprocess.run([npm, "ci", *quiet], cwd=WORK, env=ENVIRONMENT, check=True)
-    esbuild(WORK / "widgets.js", "--loader:.svg=dataurl", f"--outdir={WORK}/widgets")
 
     shutil.rmtree(VENDOR, ignore_errors=True)
-    shutil.copytree(WORK / "widgets", VENDOR / "widgets")
-    fonts = (
-        WORK
-        / "node_modules"
-        / "mathjax"
-        / "es5"
-        / "output"
-        / "chtml"
-        / "fonts"
-        / "woff-v2"
-    )
-    shutil.copytree(fonts, VENDOR / "mathjax")
+    fonts = "node_modules/mathjax/es5/output/chtml/fonts/woff-v2"
+    shutil.copytree(WORK / fonts, VENDOR / "mathjax")
 
 
 def main() -> None:
@@ -106,9 +94,7 @@ def main() -> None:
     except (subprocess.CalledProcessError, OSError) as error:
         shutil.rmtree(VENDOR, ignore_errors=True)
         print(f"The pages' JavaScript could not be fetched ({error}).", file=sys.stderr)
-        consequence = (
-            "Pages are built all the same, and load MathJax and widgets from a CDN."
-        )
+        consequence = "Pages are built all the same; MathJax comes from a CDN."
         print(consequence, file=sys.stderr)
         return
     stamp.write_text(digest)

@@ -21,7 +21,6 @@ PAGES = ROOT / "_build" / "html"
 REQUIRED = os.environ.get("STT_REQUIRE_PAGES") == "1"
 FLAGS = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync
     --disable-background-networking --disable-component-update""".split()
-VIEW = "widget-view+json"
 LAPTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
 
@@ -34,8 +33,7 @@ FOUND = [*(PAGES / "book").rglob("*.html"), *(PAGES / "notebooks").rglob("*.html
 NAMES = sorted(path.relative_to(PAGES).as_posix() for path in FOUND)
 NAMES = [name for name in NAMES if 'http-equiv="refresh"' not in html(name)]
 CHAPTERS = [name for name in NAMES if re.match(r"notebooks/[0-8]", name)]
-WITH_WIDGETS = [name for name in NAMES if VIEW in html(name)]
-WITH_PLAYERS = [name for name in WITH_WIDGETS if "stt-scrubber" in html(name)]
+WITH_PLAYERS = [name for name in NAMES if 'class="stt-player"' in html(name)]
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +66,9 @@ def watch(page) -> tuple[list[str], list[str]]:
     return asked, errors
 
 
+PLAYERS_SHOW = "!document.querySelector('.stt-player:not([data-shown])')"
+
+
 class Opened:
     """A page opened from disk, with what it asked for and what it complained about."""
 
@@ -75,12 +76,7 @@ class Opened:
         self.page = context.new_page()
         self.requests, self.errors = watch(self.page)
         self.page.goto((PAGES / name).as_uri())
-        # widgets.js rebuilds the widgets after "load", one place for each stored one
-        stored = f'script[type="application/vnd.jupyter.{VIEW}"]'
-        self.page.wait_for_function(
-            "n => document.querySelectorAll('.widget-subarea > *').length >= n",
-            arg=self.page.locator(stored).count(),
-        )
+        self.page.wait_for_function(PLAYERS_SHOW)
         self.page.wait_for_timeout(300)
 
     def elsewhere(self):
@@ -138,9 +134,13 @@ def test_every_page_stands_alone(open_page):
     assert not problems, "\n".join(problems)
 
 
-def test_pages_with_formulas_and_widgets_exist(browser):
-    assert WITH_WIDGETS
+def test_pages_with_formulas_and_players_exist(browser):
+    assert WITH_PLAYERS
     assert any('class="math notranslate' in html(name) for name in NAMES)
+
+
+def test_no_page_waits_for_a_kernel(browser):
+    assert not [name for name in NAMES if "widget-view+json" in html(name)]
 
 
 # Code: how much of a page it is, and whether it can be read
@@ -203,33 +203,26 @@ def test_old_pages_lead_to_new_ones(open_page, old):
     page.wait_for_url(f"{(PAGES / new).as_uri()}.html#{wanted}")
 
 
-# Widgets
+# Players
+
+SEEN = """player => [...player.querySelectorAll('canvas')]
+    .map(canvas => canvas.toDataURL()).join()"""
 
 
-def visible_frame(scrubber) -> str:
-    """The pictures that one player shows now."""
-    images = scrubber.locator(".stt-frame img")
-    return "\n".join(i.get_attribute("src") for i in images.all() if i.is_visible())
+def sliders(player) -> list:
+    return [s for s in player.locator("input[type=range]").all() if s.is_visible()]
 
 
-VISIBLE = """() => [...document.querySelectorAll('.jupyter-widgets img')]
-    .filter(i => i.offsetParent).map(i => i.src).join()"""
-
-
-def test_every_other_widget_follows_its_slider(open_page):
-    """Widgets that are no players, such as chapter 04's attention maps."""
-    others = [name for name in WITH_WIDGETS if name not in WITH_PLAYERS]
-    assert others
-    for name in others:
-        page = open_page(name).page
-        handle = page.locator(".noUi-handle").first
-        handle.scroll_into_view_if_needed()
-        first = page.evaluate(VISIBLE)
-        handle.focus()
-        page.keyboard.press("ArrowLeft")
-        page.keyboard.press("ArrowLeft")
-        page.wait_for_timeout(200)
-        assert first and page.evaluate(VISIBLE) != first, name
+def drag(page, slider) -> None:
+    """Take a slider's handle from where it is to 60 % of its way."""
+    box = slider.bounding_box()
+    value, most = (float(slider.evaluate(f"s => s.{key}")) for key in ("value", "max"))
+    middle, thumb = box["y"] + box["height"] / 2, 12
+    way = box["width"] - 2 * thumb
+    page.mouse.move(box["x"] + thumb + way * value / most, middle)
+    page.mouse.down()
+    page.mouse.move(box["x"] + thumb + way * 0.6, middle, steps=4)
+    page.mouse.up()
 
 
 @pytest.mark.parametrize("name", WITH_PLAYERS)
@@ -237,46 +230,37 @@ def test_players_drag_and_play(open_page, name):
     opened = open_page(name)
     opened.unfold()
     page = opened.page
-    assert page.locator(".stt-scrubber").count()
-    for scrubber in page.locator(".stt-scrubber").all():
-        scrubber.scroll_into_view_if_needed()
-        first = visible_frame(scrubber)
-        assert first
+    for player in page.locator(".stt-player").all():
+        player.scroll_into_view_if_needed()
+        assert not player.locator(".stt-strip").is_visible()
+        for slider in sliders(player):
+            first = player.evaluate(SEEN)
+            drag(page, slider)
+            assert player.evaluate(SEEN) != first, "dragging a slider changes nothing"
 
-        bar = scrubber.locator(".noUi-target").bounding_box()
-        handle = scrubber.locator(".noUi-handle").bounding_box()
-        height = handle["y"] + handle["height"] / 2
-        page.mouse.move(handle["x"] + handle["width"] / 2, height)
-        page.mouse.down()
-        page.mouse.move(bar["x"] + bar["width"] * 0.6, height, steps=4)
-        page.mouse.up()
-        dragged = visible_frame(scrubber)
-        assert dragged and dragged != first, "dragging the slider changes nothing"
-
-        play = scrubber.locator(".widget-play button").first
-        play.click()
-        seen = set()
-        for _ in range(60):  # a player of few frames is soon back where it was
-            page.wait_for_timeout(50)
-            seen.add(visible_frame(scrubber))
-        play.click()
-        assert seen - {dragged, ""}, "play does not advance"
+        play = player.get_by_role("button", name="Play", exact=True)
+        if play.count():  # stills have none
+            dragged, seen = player.evaluate(SEEN), set()
+            play.click()
+            for _ in range(60):  # a player of few frames is soon back where it was
+                page.wait_for_timeout(50)
+                seen.add(player.evaluate(SEEN))
+            player.get_by_role("button", name="Pause", exact=True).click()
+            assert seen - {dragged}, "play does not advance"
 
 
-@pytest.mark.parametrize("name", WITH_WIDGETS)
+@pytest.mark.parametrize("name", WITH_PLAYERS)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_players_fit_a_phone(open_page, name, scheme):
     page = open_page(name, viewport=PHONE, color_scheme=scheme).page
-    for scrubber in page.locator(".stt-scrubber").all():
-        box = scrubber.bounding_box()
-        assert box["x"] >= 0 and box["x"] + box["width"] <= 390
-        assert scrubber.evaluate("e => e.scrollWidth <= e.clientWidth + 1"), (
-            "a player wider than the phone"
+    for player in page.locator(".stt-player").all():
+        assert player.evaluate("e => e.scrollWidth <= e.clientWidth + 1"), (
+            "what a player shows is wider than the player"
         )
-        for part in scrubber.locator(".noUi-target, .widget-play, .stt-frame").all():
+        for part in [player, *player.locator("input, button, canvas").all()]:
             if part.is_visible():
-                inner = part.bounding_box()
-                assert inner["x"] >= 0 and inner["x"] + inner["width"] <= 390
+                box = part.bounding_box()
+                assert box["x"] >= 0 and box["x"] + box["width"] <= 390
 
 
 def test_no_page_is_wider_than_a_phone(open_page):
@@ -591,7 +575,7 @@ LEFT = {  # of the theme and of Sphinx
 }
 FOUND_BY_AXE = """async () => {
     const rules = {resultTypes: ['violations']};
-    const found = await axe.run({exclude: ['.widget-subarea']}, rules);
+    const found = await axe.run(document, rules);
     return found.violations
         .filter(v => ['critical', 'serious'].includes(v.impact))
         .map(v => [v.id, v.nodes.map(n => n.html.slice(0, 120))]);
