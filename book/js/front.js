@@ -76,7 +76,7 @@ async function showFutures(place) {
   const panels = ({ truth, samples }) => [{ label: "truth", known: true, frames: truth }, ...samples.map((frames, s) => ({ label: `future ${s + 1}`, frames }))];
   const set = (i) => {
     now = i % clips.length;
-    player.set({ panels: panels(clips[now]), prompt, length: prompt + fresh });
+    player.set({ panels: panels(clips[now]), prompt, length: prompt + fresh, at: calm() ? 0 : prompt - 6 });
   };
   const player = new Player(view, { shape: SHAPE, ended: () => set(now + 1) });
   const live = new Run("Make other futures here", async (model, { running, say, run }) => {
@@ -115,7 +115,7 @@ async function throwDigits(place) {
     measured = truth.map((frame) => ({ copy: squaredError(last, frame) }));
     view.hidden = false;
     player ??= new Player(view, { shape: SHAPE, shown: (t) => errors.replaceChildren(...chart(measured, t)) });
-    const panels = [{ label: "what happens", known: true, frames: truth }, { label: "the model, and what happens over it", frames, ghost: [...Array(PROMPT), ...truth.slice(PROMPT)] }];
+    const panels = [{ label: "truth", known: true, frames: truth }, { label: "the model, truth in orange", frames, ghost: [...Array(PROMPT), ...truth.slice(PROMPT)] }];
     player.set({ panels, prompt: PROMPT, length: PROMPT + NEW });
     if (!calm()) player.play();
     let made = 0;

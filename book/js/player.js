@@ -3,6 +3,7 @@
 import { button, element } from "./elements.js";
 
 const MILLISECONDS = 150; // a frame
+const HOLD = 6; // frames that the last one stays while it plays
 const GHOST = [214, 106, 19]; // the truth over a picture, in the colour of what is generated
 
 export const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -84,7 +85,7 @@ export class Player {
     if (!n || !clientWidth) return;
     const rows = Array.from({ length: n }, (_, i) => Math.ceil(n / (i + 1))); // columns for 1, 2, … rows
     const columns = rows.find((c) => enlargement(clientWidth, width, c) * width >= 96) ?? 1;
-    this.scale = enlargement(clientWidth, width, columns, 8, Math.max(2, Math.floor(320 / width)));
+    this.scale = enlargement(clientWidth, width, columns, 8, Math.max(2, Math.floor(256 / width)));
     this.pictures.style.gridTemplateColumns = `repeat(${columns}, max-content)`;
     for (const canvas of this.canvases) canvas.style.width = `${this.scale * width}px`;
     for (const text of this.captions) text.style.maxWidth = `${this.scale * width + 6}px`;
@@ -116,10 +117,11 @@ export class Player {
     this.stop();
     this.playButton.textContent = "Pause";
     if (this.t >= this.length - 1) this.show(0);
+    let held = 0;
     this.timer = setInterval(() => {
       const next = this.t + 1;
       if (next < this.ready()) this.show(next);
-      else if (next >= this.length) this.ended();
+      else if (next >= this.length && ++held % HOLD === 0) this.ended();
     }, milliseconds);
   }
 

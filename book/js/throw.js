@@ -45,10 +45,11 @@ export class Stage {
       this.paint(pad, digit.own);
       this.moved();
     });
-    const [angle, angleLabel] = number("push, in degrees", digit.angle, { min: -360, max: 360 }, () => {
+    const [angle, angleLabel] = number("push", digit.angle, { min: -360, max: 360 }, () => {
       digit.angle = +angle.value;
       this.moved();
     });
+    angleLabel.append(" °");
     angle.setAttribute("aria-label", `push of the ${NAMES[k]} digit, in degrees`);
     Object.assign(digit, { input: angle, select: kind, pane: own });
     kindLabel.style.borderColor = COLOURS[k];

@@ -66,7 +66,7 @@
       const width = Math.max(...sizes.map((size) => size.width));
       const height = Math.max(...sizes.map((size) => size.height));
       const room = frames.parentElement.clientWidth;
-      const { scale, columns } = arrange(panels.length, width, height, wanted, room, 0.6 * screen.height);
+      const { scale, columns } = arrange(panels.length, width, height, wanted, room, 0.7 * screen.height);
       frames.style.gridTemplateColumns = `repeat(${columns}, minmax(0, max-content))`;
       panels.forEach(({ figure }, i) => (figure.style.width = `${sizes[i].width * scale + border}px`));
     }
