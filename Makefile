@@ -60,7 +60,7 @@ bench: $(READY) ## time what chapter 16 shows, on one core, and write it to book
 lab: $(READY) ## open the notebooks in JupyterLab
 	$(BIN)/jupyter-lab notebooks
 
-notebooks: stamp extract ## run every notebook in place, storing outputs and widgets
+notebooks: stamp extract ## run every notebook in place, storing outputs
 	$(BIN)/python book/execute.py
 
 extract: $(READY) ## write stt_lite/ from the notebooks' export cells

@@ -12,18 +12,17 @@ import nbformat
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor, ExecutePreprocessor
 
 ROOT = Path(__file__).resolve().parent.parent
-WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def steady(notebook):
     """The same notebook, with what changes on every run evened out for git's diffs."""
-    widgets = notebook.metadata.get("widgets", {}).get(WIDGET_STATE, {})
-    text = nbformat.writes(notebook)
-    for number, identifier in enumerate(widgets.get("state", {})):
-        text = text.replace(identifier, f"{number:032x}")
-    notebook, _ = CoalesceStreamsPreprocessor().preprocess(
-        nbformat.reads(text, as_version=4), {}
-    )
+    notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if WIDGET_VIEW in output.get("data", {}):
+                output.data[WIDGET_VIEW]["model_id"] = f"{0:032x}"
+    notebook.metadata.pop("widgets", None)  # their state: they need a kernel anyway
     notebook.metadata["language_info"] = {"name": "python"}
     return notebook
 
@@ -33,12 +32,8 @@ def execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
-    notebook.metadata.pop("widgets", None)
     runner = ExecutePreprocessor(
-        timeout=None,
-        kernel_name="python3",
-        record_timing=False,
-        store_widget_state=True,
+        timeout=None, kernel_name="python3", record_timing=False
     )
     runner.preprocess(notebook, {"metadata": {"path": str(path.resolve().parent)}})
     nbformat.write(steady(notebook), path)

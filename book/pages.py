@@ -10,20 +10,18 @@ from docutils.nodes import make_id
 from sphinx.ext.mathjax import MATHJAX_URL
 from sphinx.util import logging
 
+import manners
 import vendor
 from cells import read_notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
-CDN = "https://cdn.jsdelivr.net/npm"
-CDN_WIDGETS = {
-    f"{CDN}/requirejs@2.3.8/require.min.js": {},
-    f"{CDN}/@jupyter-widgets/html-manager@1.0.15/dist/embed-amd.js": {},
-}
 # One icon of Font Awesome's script:
 # name:[width,height,[aliases],"unicode","path" or ["path","path"]]
 ICON = re.compile(
     r'("[\w-]+"|[\w$]+):\[\d+,\d+,\[([^\]]*)\],"[0-9a-f]+",(?:"[^"]*"|\[[^\]]*\])\],?'
 )
+# The book's own scripts, and the class of the places that they fill.
+PLACES = {"front.js": "stt-front", "generate.js": "stt-generate"}
 # Pages of the first edition -> where their content is now.
 REDIRECTS = {
     "notebooks/08_training": "notebooks/09_training",
@@ -61,16 +59,16 @@ logger = logging.getLogger(__name__)
 
 
 def choose_scripts(app, config):
-    """Local copies; where book/vendor.py could not fetch them, a CDN's, and say so."""
+    """Local copies; where book/vendor.py could not fetch them, MathJax of a CDN."""
+    config.nb_ipywidgets_js = {}  # players bring their own script
     if (vendor.VENDOR / "digest.txt").is_file():
         config.mathjax_path = "typeset-at-build-time/mathjax.js"  # never loaded
-        config.nb_ipywidgets_js = {"vendor/widgets/widgets.js": {}}
+        config.html_js_files += [f"vendor/book/{name}" for name in PLACES]
         return
     logger.info(
-        "No JavaScript in %s: the pages load it from a CDN.",
+        "No JavaScript in %s: formulas are typeset by a CDN's, and no page generates.",
         vendor.VENDOR.relative_to(ROOT),
     )
-    config.nb_ipywidgets_js = CDN_WIDGETS
 
 
 def drop_scripts(app, pagename, templatename, context, doctree):
@@ -79,9 +77,9 @@ def drop_scripts(app, pagename, templatename, context, doctree):
     MathJax is not used where formulas are typeset at build time.
     """
     unwanted = r"thebe" if app.config.mathjax_path == MATHJAX_URL else r"thebe|mathjax"
-    unwanted += (
-        "" if 'class="stt-generate"' in context.get("body", "") else r"|generate\.js"
-    )
+    for name, place in PLACES.items():
+        if f'class="{place}"' not in context.get("body", ""):
+            unwanted += rf"|vendor/book/{re.escape(name)}"
     scripts = context.get("script_files", [])
     named = [
         (script, f"{script.filename} {script.attributes.get('body', '')}")
@@ -194,6 +192,7 @@ def lead_to_new_pages(app, exception):
 
 def setup(app):
     app.stt_sections = sections_of_exports()
+    manners.connect(app)
     app.connect("config-inited", choose_scripts)
     app.connect("autodoc-process-docstring", plain_text_to_rst, priority=400)
     app.connect("autodoc-process-docstring", link_to_section, priority=600)

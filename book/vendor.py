@@ -1,8 +1,8 @@
-"""Fetch what shows widgets and formulas (npm), and put it into book/_assets/vendor.
+"""Fetch what typesets formulas (npm), and bundle the pages' JavaScript (book/js).
 
-That folder is not committed. Without npm, or where npm cannot reach its registry, the
-book is still built: its pages then load the CDN's copies (book/pages.py), and this
-script says so.
+Both go into book/_assets/vendor, which is not committed. Without npm, or where npm
+cannot reach its registry, the book is still built: its pages then load MathJax from a
+CDN (book/pages.py) and do not generate, and this script says so.
 """
 
 import hashlib
@@ -22,7 +22,8 @@ ENVIRONMENT = {
     "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), SCRIPTS]),
     "NODE_PATH": str(WORK / "node_modules"),
 }
-SOURCES = ["package.json", "package-lock.json", ".npmrc", "widgets.js", "vendor.py"]
+SCRIPTS_OF_PAGES = ("front.js", "generate.js")  # of book/js
+SOURCES = ["package.json", "package-lock.json", ".npmrc", "vendor.py"]
 
 
 def find(program: str) -> str:
@@ -49,6 +50,24 @@ def typeset(pages: Path) -> None:
     )
 
 
+def esbuild(source: Path, *options: str) -> None:
+    """Bundle a script with all that it imports."""
+    tool = [find("npm"), "exec", "--offline", "--loglevel=error", "--", "esbuild"]
+    quiet = ["--bundle", "--minify", "--log-level=error"]
+    subprocess.run(
+        [*tool, str(source), *quiet, *options], cwd=WORK, env=ENVIRONMENT, check=True
+    )
+
+
+def bundle_scripts() -> None:
+    """The pages' scripts, which work from disk, and the worker, an ES module."""
+    for name in SCRIPTS_OF_PAGES:
+        out = f"--outfile={VENDOR / 'book' / name}"
+        esbuild(BOOK / "js" / name, "--loader:.png=dataurl", out)
+    out = f"--outfile={VENDOR / 'book' / 'worker.js'}"
+    esbuild(BOOK / "js" / "worker.js", "--format=esm", out)
+
+
 def fetch() -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     for name in SOURCES:
@@ -56,34 +75,10 @@ def fetch() -> None:
     npm = find("npm")
     quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
     subprocess.run([npm, "ci", *quiet], cwd=WORK, env=ENVIRONMENT, check=True)
-    bundle = [
-        "widgets.js",
-        "--bundle",
-        "--minify",
-        "--loader:.svg=dataurl",
-        "--log-level=error",
-        "--outdir=widgets",
-    ]
-    subprocess.run(
-        [npm, "exec", "--offline", "--loglevel=error", "--", "esbuild", *bundle],
-        cwd=WORK,
-        env=ENVIRONMENT,
-        check=True,
-    )
 
     shutil.rmtree(VENDOR, ignore_errors=True)
-    shutil.copytree(WORK / "widgets", VENDOR / "widgets")
-    fonts = (
-        WORK
-        / "node_modules"
-        / "mathjax"
-        / "es5"
-        / "output"
-        / "chtml"
-        / "fonts"
-        / "woff-v2"
-    )
-    shutil.copytree(fonts, VENDOR / "mathjax")
+    fonts = "node_modules/mathjax/es5/output/chtml/fonts/woff-v2"
+    shutil.copytree(WORK / fonts, VENDOR / "mathjax")
 
 
 def main() -> None:
@@ -91,19 +86,20 @@ def main() -> None:
         b"".join((BOOK / name).read_bytes() for name in SOURCES)
     ).hexdigest()
     stamp = VENDOR / "digest.txt"
-    if WORK.is_dir() and stamp.is_file() and stamp.read_text() == digest:
-        return
+    known = WORK.is_dir() and stamp.is_file() and stamp.read_text() == digest
     try:
-        fetch()
+        if not known:
+            fetch()
+        bundle_scripts()
     except (subprocess.CalledProcessError, OSError) as error:
         shutil.rmtree(VENDOR, ignore_errors=True)
         print(f"The pages' JavaScript could not be fetched ({error}).", file=sys.stderr)
-        consequence = (
-            "Pages are built all the same, and load MathJax and widgets from a CDN."
-        )
+        consequence = "Pages are built all the same; MathJax comes from a CDN."
         print(consequence, file=sys.stderr)
         return
     stamp.write_text(digest)
+    if known:
+        return
     print(f"Fetched the pages' JavaScript into {VENDOR.relative_to(BOOK.parent)}.")
 
 

@@ -68,9 +68,8 @@ class Sheets:
                 sheet[number] = np.frombuffer(pixels, np.uint8).reshape(shape)
             sheet = rearrange(sheet, "(r c) h w ... -> (r h) (c w) ...", c=columns)
             source = data_address(png(Image.fromarray(sheet)))
-            height, width = shape[:2]
-            size = {"width": width, "height": height, "columns": columns}
-            found.append({"src": source, **size})
+            size = dict(zip(("height", "width"), shape))
+            found.append({"src": source, "columns": columns} | size)
         return found
 
 
@@ -88,14 +87,12 @@ class ClipPlayer:
         style = style.replace("PROMPT", f"rgb{PROMPT_COLOUR}")
         style = style.replace("GENERATED", f"rgb{GENERATED_COLOUR}")
         picture = f'src="{data_address(strip.data)}" alt="{html.escape(strip.alt)}"'
-        self.text, self.html = (
-            text,
-            (
-                f'<div class="stt-player" data-lm-suppress-shortcuts="true"'
-                f' data-player="{html.escape(json.dumps(data))}">'
-                f'<style>{style}</style><img class="stt-strip" {picture}></div>'
-                f"<script>{script}</script>"
-            ),
+        self.text = text
+        self.html = (
+            f'<div class="stt-player" data-lm-suppress-shortcuts="true"'
+            f' data-player="{html.escape(json.dumps(data))}">'
+            f'<style>{style}</style><img class="stt-strip" {picture}></div>'
+            f"<script>{script}</script>"
         )
 
     def __repr__(self):
@@ -109,6 +106,7 @@ def pick(
     choices: dict[str, Sequence],
     show: Callable,
     *,
+    start: Sequence[int] = (),
     labels=None,
     prompt_frames: int | None = None,
     fps: float = 5.0,
@@ -121,6 +119,7 @@ def pick(
         choices: what can be chosen: name to the values that its slider shows.
         show: given the number of the value of each choice, from 0, the clips to show,
             as `film_strip` takes them, as many for each choice.
+        start: with which number each choice begins, else with its first value.
         labels, prompt_frames: as in `film_strip`.
         fps: speed of play, in frames per second.
         width: of a clip on the screen, about; frames are enlarged by whole numbers.
@@ -139,10 +138,12 @@ def pick(
         )
         last = max(last, longest)
     width = width or (256 if len(row) == 1 else 192 if len(row) < 4 else 128)
-    axes = {name: [f"{value}" for value in found] for name, found in choices.items()}
-    axes[unit] = [f"{t} of {last}" for t in range(1, last + 1)]
+    axes = choices | {unit: [f"{t} of {last}" for t in range(1, last + 1)]}
+    start = list(start) or [0] * len(choices)
+    row, _ = named(show(*start), labels, prompt_frames)
     data = {
-        "axes": [{"name": name, "values": values} for name, values in axes.items()],
+        "axes": [{"name": k, "values": [f"{v}" for v in vs]} for k, vs in axes.items()],
+        "start": start,
         "pages": pages,
         "sheets": sheets.pictures(),
         "prompt": prompt_frames,
@@ -218,8 +219,7 @@ def explore(model, clips: Float[Tensor, "B T C H W"], prompt_frames: int = 15):
             known = max(0, prompt_frames - start)
             display(film_strip(seen, names, prompt_frames=known))
         clear_output(wait=True)
-        made = video[None, None]  # of one clip, at one temperature
-        return futures(made, truth[None], prompt_frames, [temperature])
+        return futures(video[None, None], truth[None], prompt_frames, [temperature])
 
     return widgets.interactive(
         generate,

@@ -14,13 +14,13 @@ import torch
 
 import pages
 import stt_lite as stt
+import vendor
 from conftest import ROOT
 
 PAGES = ROOT / "_build" / "html"
 REQUIRED = os.environ.get("STT_REQUIRE_PAGES") == "1"
 FLAGS = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync
     --disable-background-networking --disable-component-update""".split()
-VIEW = "widget-view+json"
 LAPTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
 
@@ -33,8 +33,7 @@ FOUND = [*(PAGES / "book").rglob("*.html"), *(PAGES / "notebooks").rglob("*.html
 NAMES = sorted(path.relative_to(PAGES).as_posix() for path in FOUND)
 NAMES = [name for name in NAMES if 'http-equiv="refresh"' not in html(name)]
 CHAPTERS = [name for name in NAMES if re.match(r"notebooks/[0-8]", name)]
-WITH_WIDGETS = [name for name in NAMES if VIEW in html(name)]
-WITH_PLAYERS = [name for name in WITH_WIDGETS if "stt-scrubber" in html(name)]
+WITH_PLAYERS = [name for name in NAMES if 'class="stt-player"' in html(name)]
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +66,9 @@ def watch(page) -> tuple[list[str], list[str]]:
     return asked, errors
 
 
+PLAYERS_SHOW = "!document.querySelector('.stt-player:not([data-shown])')"
+
+
 class Opened:
     """A page opened from disk, with what it asked for and what it complained about."""
 
@@ -74,12 +76,7 @@ class Opened:
         self.page = context.new_page()
         self.requests, self.errors = watch(self.page)
         self.page.goto((PAGES / name).as_uri())
-        # widgets.js rebuilds the widgets after "load", one place for each stored one
-        stored = f'script[type="application/vnd.jupyter.{VIEW}"]'
-        self.page.wait_for_function(
-            "n => document.querySelectorAll('.widget-subarea > *').length >= n",
-            arg=self.page.locator(stored).count(),
-        )
+        self.page.wait_for_function(PLAYERS_SHOW)
         self.page.wait_for_timeout(300)
 
     def elsewhere(self):
@@ -104,7 +101,7 @@ def open_page(browser):
 
     def open_one(name, **options):
         context = browser.new_context(offline=True, **options)
-        context.set_default_timeout(120_000)
+        context.set_default_timeout(60_000)
         contexts.append(context)
         elsewhere = re.compile(r"^(?!file:|data:|blob:)")
         context.route(elsewhere, lambda route: route.abort())
@@ -137,9 +134,13 @@ def test_every_page_stands_alone(open_page):
     assert not problems, "\n".join(problems)
 
 
-def test_pages_with_formulas_and_widgets_exist(browser):
-    assert WITH_WIDGETS
+def test_pages_with_formulas_and_players_exist(browser):
+    assert WITH_PLAYERS
     assert any('class="math notranslate' in html(name) for name in NAMES)
+
+
+def test_no_page_waits_for_a_kernel(browser):
+    assert not [name for name in NAMES if "widget-view+json" in html(name)]
 
 
 # Code: how much of a page it is, and whether it can be read
@@ -202,33 +203,26 @@ def test_old_pages_lead_to_new_ones(open_page, old):
     page.wait_for_url(f"{(PAGES / new).as_uri()}.html#{wanted}")
 
 
-# Widgets
+# Players
+
+SEEN = """player => [...player.querySelectorAll('canvas')]
+    .map(canvas => canvas.toDataURL()).join()"""
 
 
-def visible_frame(scrubber) -> str:
-    """The pictures that one player shows now."""
-    images = scrubber.locator(".stt-frame img")
-    return "\n".join(i.get_attribute("src") for i in images.all() if i.is_visible())
+def sliders(player) -> list:
+    return [s for s in player.locator("input[type=range]").all() if s.is_visible()]
 
 
-VISIBLE = """() => [...document.querySelectorAll('.jupyter-widgets img')]
-    .filter(i => i.offsetParent).map(i => i.src).join()"""
-
-
-def test_every_other_widget_follows_its_slider(open_page):
-    """Widgets that are no players, such as chapter 04's attention maps."""
-    others = [name for name in WITH_WIDGETS if name not in WITH_PLAYERS]
-    assert others
-    for name in others:
-        page = open_page(name).page
-        handle = page.locator(".noUi-handle").first
-        handle.scroll_into_view_if_needed()
-        first = page.evaluate(VISIBLE)
-        handle.focus()
-        page.keyboard.press("ArrowLeft")
-        page.keyboard.press("ArrowLeft")
-        page.wait_for_timeout(200)
-        assert first and page.evaluate(VISIBLE) != first, name
+def drag(page, slider) -> None:
+    """Take a slider's handle from where it is to 60 % of its way."""
+    box = slider.bounding_box()
+    value, most = (float(slider.evaluate(f"s => s.{key}")) for key in ("value", "max"))
+    middle, thumb = box["y"] + box["height"] / 2, 12
+    way = box["width"] - 2 * thumb
+    page.mouse.move(box["x"] + thumb + way * value / most, middle)
+    page.mouse.down()
+    page.mouse.move(box["x"] + thumb + way * 0.6, middle, steps=4)
+    page.mouse.up()
 
 
 @pytest.mark.parametrize("name", WITH_PLAYERS)
@@ -236,46 +230,37 @@ def test_players_drag_and_play(open_page, name):
     opened = open_page(name)
     opened.unfold()
     page = opened.page
-    assert page.locator(".stt-scrubber").count()
-    for scrubber in page.locator(".stt-scrubber").all():
-        scrubber.scroll_into_view_if_needed()
-        first = visible_frame(scrubber)
-        assert first
+    for player in page.locator(".stt-player").all():
+        player.scroll_into_view_if_needed()
+        assert not player.locator(".stt-strip").is_visible()
+        for slider in sliders(player):
+            first = player.evaluate(SEEN)
+            drag(page, slider)
+            assert player.evaluate(SEEN) != first, "dragging a slider changes nothing"
 
-        bar = scrubber.locator(".noUi-target").bounding_box()
-        handle = scrubber.locator(".noUi-handle").bounding_box()
-        height = handle["y"] + handle["height"] / 2
-        page.mouse.move(handle["x"] + handle["width"] / 2, height)
-        page.mouse.down()
-        page.mouse.move(bar["x"] + bar["width"] * 0.6, height, steps=4)
-        page.mouse.up()
-        dragged = visible_frame(scrubber)
-        assert dragged and dragged != first, "dragging the slider changes nothing"
-
-        play = scrubber.locator(".widget-play button").first
-        play.click()
-        seen = set()
-        for _ in range(60):  # a player of few frames is soon back where it was
-            page.wait_for_timeout(50)
-            seen.add(visible_frame(scrubber))
-        play.click()
-        assert seen - {dragged, ""}, "play does not advance"
+        play = player.get_by_role("button", name="Play", exact=True)
+        if play.count():  # stills have none
+            dragged, seen = player.evaluate(SEEN), set()
+            play.click()
+            for _ in range(60):  # a player of few frames is soon back where it was
+                page.wait_for_timeout(50)
+                seen.add(player.evaluate(SEEN))
+            player.get_by_role("button", name="Pause", exact=True).click()
+            assert seen - {dragged}, "play does not advance"
 
 
-@pytest.mark.parametrize("name", WITH_WIDGETS)
+@pytest.mark.parametrize("name", WITH_PLAYERS)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_players_fit_a_phone(open_page, name, scheme):
     page = open_page(name, viewport=PHONE, color_scheme=scheme).page
-    for scrubber in page.locator(".stt-scrubber").all():
-        box = scrubber.bounding_box()
-        assert box["x"] >= 0 and box["x"] + box["width"] <= 390
-        assert scrubber.evaluate("e => e.scrollWidth <= e.clientWidth + 1"), (
-            "a player wider than the phone"
+    for player in page.locator(".stt-player").all():
+        assert player.evaluate("e => e.scrollWidth <= e.clientWidth + 1"), (
+            "what a player shows is wider than the player"
         )
-        for part in scrubber.locator(".noUi-target, .widget-play, .stt-frame").all():
+        for part in [player, *player.locator("input, button, canvas").all()]:
             if part.is_visible():
-                inner = part.bounding_box()
-                assert inner["x"] >= 0 and inner["x"] + inner["width"] <= 390
+                box = part.bounding_box()
+                assert box["x"] >= 0 and box["x"] + box["width"] <= 390
 
 
 def test_no_page_is_wider_than_a_phone(open_page):
@@ -287,11 +272,12 @@ def test_no_page_is_wider_than_a_phone(open_page):
     assert not {name: width for name, width in widths.items() if width > 390}
 
 
-# The generator of chapter 08. It needs pages that are served: a browser lets none from
-# disk load a model.
+# The model in a page. It needs pages that are served: a browser lets none from disk
+# load it.
 
 GENERATOR = "notebooks/08_generation.html"
-PICTURES = """() => [...document.querySelectorAll('.stt-generate canvas')]
+FRONT = "book/index.html"
+PICTURES = """place => [...document.querySelectorAll(place + ' .stt-panels canvas')]
     .map(c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data)
     .map(data => [...data].filter((_, i) => i % 4 == 0))"""
 
@@ -308,55 +294,303 @@ def address():
     server.shutdown()
 
 
-def generate(page, **chosen):
-    """Choose, press the button, wait for the last frame; each panel's pixels (h w)."""
-    done = page.locator(".stt-generate").get_attribute("data-done")
+@pytest.fixture
+def serve(browser, address):
+    """Opens served pages: a page, what it asks for, and what it complains about."""
+    contexts = []
+
+    def open_one(name, **options):
+        context = browser.new_context(**{"viewport": PHONE} | options)
+        context.set_default_timeout(60_000)
+        contexts.append(context)
+        page = context.new_page()
+        asked, errors = watch(page)
+        page.goto(f"{address}/{name}")
+        return page, asked, errors
+
+    yield open_one
+    for context in contexts:
+        context.close()
+
+
+def shown(page, place: str, size: int):
+    """What each panel shows now, in bytes (panels h w)."""
+    return torch.tensor(page.evaluate(PICTURES, place)).view(-1, size, size)
+
+
+IDLE = """([place, was]) => {
+    const done = document.querySelector(place).dataset.done;
+    const idle = document.querySelector(place + ' .stt-go').textContent != 'Cancel';
+    return idle && (done ?? '') != was;
+}"""
+
+
+def finished(page, place: str, before: str | None) -> None:
+    page.wait_for_function(IDLE, arg=[place, before or ""])
+
+
+def generate(page, clip=None, seed=None, **chosen):
+    """Choose, press the button, wait for the end; each panel's last frame (h w)."""
+    place = page.locator(".stt-generate")
+    before = place.get_attribute("data-done")
     for label, value in chosen.items():
-        page.get_by_label(label.replace("_", " "), exact=True).select_option(value)
-    page.get_by_role("button", name="Generate").click()
-    page.wait_for_function(
-        "was => (document.querySelector('.stt-generate').dataset.done ?? '') != was",
-        arg=done or "",
-    )
-    return torch.tensor(page.evaluate(PICTURES)).view(-1, 32, 32)
+        select = place.get_by_label(label.replace("_", " "), exact=True)
+        select.select_option(value)
+    if seed is not None:
+        place.get_by_label("seed", exact=True).fill(str(seed))
+        place.get_by_label("seed", exact=True).blur()
+    if clip is not None:
+        place.get_by_label(f"clip {clip}").check(force=True)
+    go = place.locator(".stt-go")  # a changed choice may have begun by itself
+    if go.inner_text() == "Generate" and place.get_attribute("data-done") == before:
+        go.click()
+    finished(page, ".stt-generate", before)
+    last = place.get_by_label("frame", exact=True)
+    last.fill(last.get_attribute("max"))
+    return shown(page, ".stt-generate", 32)
 
 
-def test_a_page_generates_what_the_package_does(browser, address):
-    context = browser.new_context(viewport=PHONE)
-    context.set_default_timeout(60_000)
-    page = context.new_page()
-    asked, errors = watch(page)
-    page.goto(f"{address}/{GENERATOR}")
-    assert not any("/generate/" in url for url in asked)  # no model before it is wanted
+def test_a_page_generates_what_the_package_does(serve):
+    page, asked, errors = serve(GENERATOR)
+    page.wait_for_selector(".stt-clips canvas")
+    assert not any(re.search("onnx|wasm", url) for url in asked)  # before it is wanted
     model = stt.load_pretrained("moving-mnist-tiny")
     clips = stt.held_out_clips(model, 8, 45, seed=1)
-    for clip, frames in ((3, 5), (5, 30)):  # thirty are more than the cache holds
-        truth, *futures = generate(
-            page, clip=str(clip), futures="2", temperature="0", new_frames=str(frames)
-        )
+    known = {"futures": "2", "temperature": "0"}
+    # Thirty new frames are more than the cache holds; five given are a short prompt.
+    for clip, prompt, frames in ((3, 15, 5), (5, 15, 30), (5, 5, 5)):
+        chosen = known | {"prompt": str(prompt), "new_frames": str(frames)}
+        truth, *futures = generate(page, clip=clip, **chosen)
         assert (truth - 255 * clips[clip - 1, 14 + frames, 0]).abs().max() < 1
-        prompt = clips[clip - 1, :15]
-        wanted = 255 * model.generate(prompt, frames, temperature=0.0, seed=0)
-        assert len(futures) == 2
-        assert all((f - wanted[0, 0, -1, 0]).abs().max() <= 1 for f in futures)
-    _, *warm = generate(page, temperature="1", new_frames="5")
-    assert warm[0].max() > 150 and (warm[0] - warm[1]).abs().max() > 5  # two futures
-    assert "10 frames in" in page.get_by_role("status").inner_text()
-    place = page.locator(".stt-generate").bounding_box()
-    assert place["x"] >= 0 and place["x"] + place["width"] <= 390
-    page.get_by_label("frame", exact=True).fill("0")
-    first = torch.tensor(page.evaluate(PICTURES)).view(-1, 32, 32)
-    assert (first - 255 * clips[4, 0]).abs().max() < 1  # scrubbed back to the prompt
-    # Browsers ask a server for a favicon.
-    assert not [error for error in errors if "favicon.ico" not in error]
+        given = clips[clip - 1, 15 - prompt : 15]
+        wanted = 255 * model.generate(given, frames, temperature=0.0, seed=0)
+        far = [(f - wanted[0, 0, -1, 0]).abs().max() for f in futures]
+        assert len(far) == 2 and max(far) <= 1
+        count = f"frame {prompt + frames} of {prompt + frames}"
+        assert page.locator(".stt-generate .stt-count").inner_text() == count
+    assert not errors
     hosts = {urlparse(url).hostname for url in asked if url.startswith("http")}
     assert hosts == {"127.0.0.1"}
-    context.close()
 
 
-def test_a_page_from_disk_says_why_it_does_not_generate(open_page):
-    page = open_page(GENERATOR).page
-    page.get_by_role("button", name="Generate").click()
+def test_a_seed_gives_the_same_futures_and_a_link_brings_them_back(serve, address):
+    page, *_ = serve(GENERATOR)
+    page.wait_for_selector(".stt-clips canvas")
+    chosen = {"futures": "2", "temperature": "1.5", "new_frames": "5"}
+    first = generate(page, clip=6, seed=17, **chosen)
+    assert (first[1] - first[2]).abs().max() > 5  # two futures
+    other = generate(page, seed=18)
+    assert (other[1] - first[1]).abs().max() > 5
+    again = generate(page, seed=17)
+    assert torch.equal(again, first)
+    link = page.get_by_role("link", name="Link to this").get_attribute("href")
+    fresh, *_ = serve(f"{GENERATOR}{link}")
+    fresh.wait_for_selector(".stt-clips canvas")
+    assert "link" in fresh.locator(".stt-generate .stt-status").inner_text()
+    assert torch.equal(generate(fresh), first)
+
+
+def test_a_worker_does_it_and_can_be_cancelled(serve):
+    page, *_ = serve(GENERATOR)
+    page.wait_for_selector(".stt-clips canvas")
+    generate(page, new_frames="5", futures="1")
+    assert len(page.workers) == 1
+    place = page.locator(".stt-generate")
+    place.get_by_label("new frames", exact=True).select_option(
+        "100"
+    )  # begins by itself
     page.wait_for_function(
-        "document.querySelector('.stt-status').textContent.includes('make serve')"
+        "/^[1-9]\\d* of 100/.test(document.querySelector('.stt-status').textContent)"
     )
+    assert place.get_by_role("button", name="Pause").count() == 1  # plays meanwhile
+    page.get_by_role("button", name="Cancel").click()
+    assert place.get_by_role("status").inner_text() == "stopped"
+    made = place.get_by_label("frame", exact=True).get_attribute("max")
+    page.wait_for_timeout(500)
+    assert place.get_by_label("frame", exact=True).get_attribute("max") == made
+    assert int(made) < 114
+
+
+def test_own_digit_is_continued(serve):
+    page, *_ = serve(GENERATOR)
+    page.get_by_label("your own digit").check(force=True)
+    stage = page.locator(".stt-stage")
+    stage.wait_for()
+    page.get_by_label("first digit", exact=True).select_option("own")
+    page.locator(".stt-pad").scroll_into_view_if_needed()
+    box = page.locator(".stt-pad").bounding_box()
+    page.mouse.move(box["x"] + 70, box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 70, box["y"] + 120, steps=10)
+    page.mouse.up()
+    truth, future = generate(page, futures="1", new_frames="5")
+    assert truth.max() > 150 and future.max() > 100
+
+
+def test_a_model_that_is_missing_or_lost_is_explained(serve):
+    for failure, words in (({"status": 404}, "make book"), (None, "connection")):
+        page, *_ = serve(GENERATOR)
+        page.wait_for_selector(".stt-clips canvas")
+
+        def fail(route, _, failure=failure):
+            route.fulfill(**failure) if failure else route.abort()
+
+        page.context.route("**/step.onnx.gz", fail)
+        page.get_by_role("button", name="Generate").click()
+        page.wait_for_function(
+            "w => document.querySelector('.stt-generate .stt-status')"
+            ".textContent.includes(w)",
+            arg=words,
+        )
+        page.context.unroute("**/step.onnx.gz")
+        generate(page, futures="1", new_frames="5")  # the button works again
+
+
+@pytest.mark.parametrize("name, button", [(GENERATOR, "Generate"), (FRONT, "Throw")])
+def test_a_page_from_disk_says_why_it_does_not_generate(open_page, name, button):
+    page = open_page(name).page
+    page.get_by_role("button", name=button, exact=True).click()
+    page.wait_for_function(
+        "[...document.querySelectorAll('.stt-status')]"
+        ".some(e => e.textContent.includes('make serve'))"
+    )
+
+
+# The front page
+
+
+def test_the_front_page_plays_from_disk_at_once(open_page):
+    page = open_page(FRONT, viewport=LAPTOP).page
+    page.wait_for_selector(".stt-front[data-ready]")
+    box = page.locator(".stt-front").bounding_box()
+    assert box["y"] + box["height"] <= LAPTOP["height"]  # on the first screen
+    place = page.locator(".stt-front")
+    place.get_by_role("button", name="Pause").click()
+    slider = place.get_by_label("frame", exact=True)
+    slider.fill("20")
+    assert place.locator(".stt-count").inner_text() == "frame 21 of 25"
+    assert place.locator("canvas.stt-generated").count() == 3
+    slider.press("ArrowLeft")
+    assert slider.input_value() == "19"
+    place.locator(".stt-panels").press("End")
+    assert slider.input_value() == "24"
+    place.locator(".stt-panels").press(" ")
+    assert place.get_by_role("button", name="Pause").count() == 1
+
+
+def test_nothing_moves_for_those_who_asked_for_that(open_page):
+    page = open_page(FRONT, reduced_motion="reduce").page
+    page.wait_for_selector(".stt-front[data-ready]")
+    slider = page.locator(".stt-front").get_by_label("frame", exact=True)
+    page.wait_for_timeout(500)
+    assert slider.input_value() == "0"
+    moving = [name for name in NAMES if "stt-plays" in html(name)]
+    assert moving
+    for name in moving:
+        page = open_page(name, reduced_motion="reduce").page
+        sources = page.evaluate(
+            "[...document.querySelectorAll('img')].map(i => i.currentSrc)"
+        )
+        assert not [source for source in sources if source.endswith(".gif")]
+        assert page.get_by_role("link", name="Play this clip").first.is_visible()
+
+
+@pytest.mark.parametrize("width", [360, 390, 768, 1280, 1920])
+def test_pixels_are_enlarged_by_whole_numbers(open_page, width):
+    page = open_page(FRONT, viewport={"width": width, "height": 844}).page
+    page.wait_for_selector(".stt-front[data-ready]")
+    page.wait_for_timeout(200)
+    widths = page.evaluate(
+        "[...document.querySelectorAll('.stt-panels canvas')]"
+        ".map(c => [c.clientWidth / c.width, c.getBoundingClientRect().right])"
+    )
+    assert widths and all(times == int(times) >= 1 for times, _ in widths)
+    assert all(right <= width for _, right in widths)
+
+
+def test_thrown_digits_go_on_as_the_model_says(serve):
+    page, _, errors = serve(FRONT)
+    page.locator(".stt-stage").wait_for()
+    place = page.locator(".stt-thrown")
+    place.get_by_label("first digit", exact=True).select_option("7")
+    place.get_by_role("button", name="Throw", exact=True).click()
+    finished(page, ".stt-thrown", None)
+    slider = place.get_by_label("frame", exact=True)
+    slider.fill("14")
+    prompt = shown(page, ".stt-thrown", 64)
+    assert torch.equal(prompt[0], prompt[1])  # the model was given what happened
+    slider.fill("15")
+    words = place.locator(".stt-errors").inner_text()
+    model, copy = (float(number) for number in re.findall(r"(\d+)(?:\s|$)", words))
+    assert 0 < model < copy  # a frame on, the model beats a copy
+    assert not errors
+
+
+# What a page says about itself
+
+HEADS = [
+    r"<title>.+</title>",
+    r'<meta name="description" content=".{40,}">',
+    r'<meta property="og:image" content="https://[^"]+/_static/card.png">',
+    r'<link rel="canonical" href="https://[^"]+" ?/?>',
+    r'<link rel="icon" href="[^"]+favicon.svg"',
+]
+
+
+def test_every_page_introduces_itself(browser):
+    missing = [(n, h) for n in NAMES for h in HEADS if not re.search(h, html(n))]
+    assert not missing
+    titles = [re.search(r"<title>(.*)", html(name))[1] for name in CHAPTERS]
+    assert all(re.match(r"\d+\. ", title) for title in titles), titles
+    listed = re.findall(
+        r"<loc>https://[^/]+/(?:[^/]+/)?(.+?)</loc>", html("sitemap.xml")
+    )
+    assert set(NAMES) <= {re.sub(r"^.*?(book|notebooks)/", r"\1/", x) for x in listed}
+    assert 'href="/' in html("404.html")
+
+
+def test_every_box_of_the_model_and_every_chapter_is_a_link(open_page):
+    page = open_page(FRONT).page
+    links = page.evaluate(
+        "[...document.querySelectorAll('.stt-figure a')].map(a => a.href.baseVal)"
+    )
+    assert len(links) == page.locator(".stt-figure .stt-box").count() + 1
+    assert all((PAGES / "book" / link).is_file() for link in links)
+    text = html(FRONT)
+    assert all(f'href="../{name}"' in text for name in CHAPTERS)
+
+
+def test_an_index_fits_a_phone(open_page):
+    page = open_page("genindex.html", viewport=PHONE).page
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+# Access: what axe finds critical or serious
+
+AXE = vendor.WORK / "node_modules" / "axe-core" / "axe.min.js"
+LEFT = {  # of the theme and of Sphinx
+    "label-content-name-mismatch": "two buttons of the theme, search and colour mode, "
+    "are named by what they do; their text is a key and a state",
+    "definition-list": "Sphinx nests the fields of an entry in its description",
+}
+FOUND_BY_AXE = """async () => {
+    const rules = {resultTypes: ['violations']};
+    const found = await axe.run(document, rules);
+    return found.violations
+        .filter(v => ['critical', 'serious'].includes(v.impact))
+        .map(v => [v.id, v.nodes.map(n => n.html.slice(0, 120))]);
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(open_page, scheme):
+    if not AXE.is_file():
+        pytest.fail("no axe-core") if REQUIRED else pytest.skip("no axe-core")
+    problems = []
+    for name in [FRONT, *CHAPTERS, "book/symbols.html", "book/api/video.html"]:
+        page = open_page(name, viewport=LAPTOP, color_scheme=scheme).page
+        page.add_script_tag(path=AXE)
+        found = page.evaluate(FOUND_BY_AXE)
+        problems += [f"{name}: {what} {at}" for what, at in found if what not in LEFT]
+        page.close()
+    assert not problems, "\n".join(problems)

@@ -289,7 +289,12 @@ def test_players_drag_play_stop_and_do_not_clash(clip, opened):
 def test_sliders_of_choices_choose(opened):
     pictures = torch.rand(2, 3, 1, 1, 8, 8)
     choices = {"row": [1, 2], "column": [1, 2, 3]}
-    page = opened(pick(choices, lambda i, j: {"map": pictures[i, j]}))
+    player = pick(choices, lambda i, j: {"map": pictures[i, j]}, start=(0, 1))
+    page = opened(player)
+    begun = as_bytes(pictures[0, 1])[0]
+    assert np.array_equal(seen(page.locator("canvas"), (8, 8)), begun)
+    (strip,) = re.findall(r'<img class="stt-strip" src="[^,]*,([^"]*)"', player.html)
+    assert {*map(tuple, begun[0])} <= {*map(tuple, pixels(base64.b64decode(strip))[24])}
     page.get_by_label("row").fill("1")
     page.get_by_label("column").fill("2")
     wanted = as_bytes(pictures[1, 2])[0]

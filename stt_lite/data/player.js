@@ -18,13 +18,13 @@
     }
   }
 
-  function start(box) {
-    const { axes, pages, sheets, prompt, wanted, fps } = JSON.parse(box.dataset.player);
+  function build(box) {
+    const { axes, start, pages, sheets, prompt, wanted, fps } = JSON.parse(box.dataset.player);
     const images = sheets.map((sheet) => Object.assign(new Image(), { src: sheet.src }));
     const controls = element(box, "div", { className: "stt-controls" });
     const sliders = axes.map(({ name, values }, i) => {
       const label = element(controls, "label", { textContent: name });
-      const input = element(label, "input", { type: "range", min: 0, max: values.length - 1, value: 0 });
+      const input = element(label, "input", { type: "range", min: 0, max: values.length - 1, value: start[i] ?? 0 });
       const shown = element(label, "output", {});
       input.oninput = () => { if (i == axes.length - 1) pause(); show(); };
       return { input, shown, values };
@@ -66,7 +66,7 @@
       const width = Math.max(...sizes.map((size) => size.width));
       const height = Math.max(...sizes.map((size) => size.height));
       const room = frames.parentElement.clientWidth;
-      const { scale, columns } = arrange(panels.length, width, height, wanted, room, 0.6 * screen.height);
+      const { scale, columns } = arrange(panels.length, width, height, wanted, room, 0.7 * screen.height);
       frames.style.gridTemplateColumns = `repeat(${columns}, minmax(0, max-content))`;
       panels.forEach(({ figure }, i) => (figure.style.width = `${sizes[i].width * scale + border}px`));
     }
@@ -108,5 +108,5 @@
   }
 
   if (typeof module == "object") module.exports = { arrange }; // for its test
-  else document.querySelectorAll(".stt-player:not(.stt-ready)").forEach(start);
+  else document.querySelectorAll(".stt-player:not(.stt-ready)").forEach(build);
 })();
