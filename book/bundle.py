@@ -156,10 +156,28 @@ def game_metrics(model: stt.VideoModel) -> tuple[dict, dict]:
         }
 
 
+def world_metrics(model: stt.VideoModel) -> tuple[dict, dict]:
+    """What the records of chapter 17's world say of transformer and tokenizer."""
+    import world_scores as scores
+
+    evaluation = stt.evaluate_model(model, 60)
+    errors = both(evaluation)
+    transformer = {
+        "metrics": errors["model"],
+        "copy_last_frame": errors["copy"],
+        "test_clips": "60 held-out clips of each of the seeds 1, 2, 3",
+        "followed": scores.followed(model),
+        "drift_clock": scores.drift_clock(model),
+    }
+    return transformer, {"metrics": scores.kept(model)}
+
+
 def main(args: Args) -> None:
     model = stt.load_pretrained(args.folder, args.device)
-    if "played" in model.record["data"]:
-        transformer, tokenizer = game_metrics(model)
+    kinds = {"played": game_metrics, "pong": world_metrics}
+    special = [of for key, of in kinds.items() if key in model.record["data"]]
+    if special:
+        transformer, tokenizer = special[0](model)
         measured = {"transformer": transformer, "tokenizer": tokenizer}
     else:
         measured = {"transformer": transformer_metrics(model, args.clips)}

@@ -37,6 +37,7 @@ from stt_lite.transformer import (
 from stt_lite.video import load_video, save_video
 from stt_lite.vqgan import VQGANConfig
 from stt_lite.widgets import explore, futures, live_view, scrub, side_by_side
+from stt_lite.worlds import PongWorld
 
 __version__ = "0.1.0"
 
@@ -51,6 +52,7 @@ __all__ = [
     "GaussianLayer",
     "MovingDigits",
     "Photographs",
+    "PongWorld",
     "Sampling",
     "SpatialAttention",
     "SpatialTemporalTransformer",

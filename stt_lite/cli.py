@@ -37,7 +37,8 @@ def parse(arguments: list[str]):
     """The command that they ask for; ValueError: a setting out of its range."""
     presets = {name: Train(*preset) for name, preset in PRESETS.items()}
     notes = {
-        name: f"{p.source.size}x{p.source.size} pixels, digits: {p.source.digits}"
+        name: f"{p.source.size}x{p.source.size} pixels, "
+        + p.source.data.get("content", f"digits: {p.source.data.get('digits')}")
         for name, p in presets.items()
     }
     digits = tyro.extras.subcommand_type_from_defaults(presets, notes)

@@ -21,11 +21,12 @@ from stt_lite.evaluation import evaluate_model, evaluation_table, on_canonical
 from stt_lite.files import check_writable, weights_folder, write_file
 from stt_lite.generation import VideoModel
 from stt_lite.machines import new_accelerator
-from stt_lite.moving_mnist import MovingDigits
+from stt_lite.moving_mnist import Batch, MovingDigits
 from stt_lite.pipeline import train
 from stt_lite.tokenizer import TokenizerConfig
 from stt_lite.video import check_whole, load_video, save_video
 from stt_lite.widgets import side_by_side
+from stt_lite.worlds import PongWorld
 
 __all__ = ["Compare", "Evaluate", "Generate", "Pretrained", "Train", "TrainFolder"]
 
@@ -110,8 +111,11 @@ class Generate:
         check_whole(self.clip, "clip", 0, 2**63 - 1)
         device = pick_device(self.device)
         model, truth, note = load_pretrained(self.bundle, device), None, ""
+        actions = None
         if self.prompt is None:
-            truth = held_out_clips(model, 1, given + new, seed=self.clip)[0].cpu()
+            drawn = held_out_clips(model, 1, given + new, seed=self.clip)
+            clips, actions = drawn if isinstance(drawn, Batch) else Batch(drawn)
+            truth = clips[0].cpu()
             prompt, note = truth[:given], "; on the left what really happened"
         else:
             prompt = read_prompt(model, self.prompt.expanduser(), given)
@@ -123,7 +127,8 @@ class Generate:
             *how,
             self.top_k,
             self.window,
-            progress=sys.stderr.isatty(),
+            sys.stderr.isatty(),
+            actions,
         )[0]
         seconds = time.perf_counter() - start
         row = side_by_side(video, len(prompt), truth)
@@ -142,7 +147,7 @@ class Train:
     """
 
     config: TrainingConfig
-    source: MovingDigits
+    source: tyro.conf.AvoidSubcommands[MovingDigits | PongWorld]
     tokenizer: str | None
 
     def run(self) -> None:

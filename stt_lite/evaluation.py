@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stt_lite.bundles import held_out_clips
 from stt_lite.generation import VideoModel
-from stt_lite.moving_mnist import canonical_test_set
+from stt_lite.moving_mnist import Batch, canonical_test_set
 
 __all__ = [
     "METRICS",
@@ -108,17 +108,20 @@ METRICS = {
 
 @runtime_checkable
 class Forecast(Protocol):
-    """Whatever continues a prompt: it returns the new frames alone."""
+    """Whatever continues a prompt: it returns the new frames alone.
+
+    Where a world has them, it is given `actions`, (B T+new_frames), too.
+    """
 
     def __call__(self, prompt: Clips, new_frames: int) -> NewFrames: ...
 
 
-def copy_last_frame(prompt: Clips, new_frames: int) -> NewFrames:
+def copy_last_frame(prompt: Clips, new_frames: int, actions=None) -> NewFrames:
     """The baseline that costs nothing: the prompt's last frame, again and again."""
     return repeat(prompt[:, -1], "B C H W -> B new C H W", new=new_frames)
 
 
-def empty_frame(prompt: Clips, new_frames: int) -> NewFrames:
+def empty_frame(prompt: Clips, new_frames: int, actions=None) -> NewFrames:
     """The baseline that says nothing: black frames."""
     return torch.zeros_like(copy_last_frame(prompt, new_frames))
 
@@ -128,9 +131,12 @@ PROTOCOLS = {"15->5": (15, 5), "10->10": (10, 10), "15->30": (15, 30)}
 
 @torch.no_grad()
 def evaluate(
-    forecast: Forecast, clips: Clips, protocols: tuple[str, ...] = tuple(PROTOCOLS)
+    forecast: Forecast,
+    clips: Clips | Batch,
+    protocols: tuple[str, ...] = tuple(PROTOCOLS),
 ) -> dict[str, dict[str, list[float]]]:
     """Each metric of a forecast in each protocol, per new frame, mean over clips."""
+    clips, actions = clips if isinstance(clips, Batch) else Batch(clips)
     results = {}
     for name in protocols:
         prompt, new = PROTOCOLS[name]
@@ -138,8 +144,11 @@ def evaluate(
             need = f"{prompt + new} frames for {name}"
             raise ValueError(f"clips must have {need}, got {clips.shape[1]}")
         sums = dict.fromkeys(METRICS, 0.0)
-        for part in clips.split(20):  # more take much memory where frames are large
-            video = forecast(part[:, :prompt], new).float()
+        for i in range(0, len(clips), 20):  # more take much memory in large frames
+            part, given = clips[i : i + 20], {}
+            if actions is not None:
+                given["actions"] = actions[i : i + 20, : prompt + new]
+            video = forecast(part[:, :prompt], new, **given).float()
             truth = part[:, prompt : prompt + new]
             for metric, of in METRICS.items():
                 sums[metric] = sums[metric] + of(video, truth).double().sum(0)
@@ -149,7 +158,13 @@ def evaluate(
 
 def without_chance(model: VideoModel) -> Forecast:
     """A model's forecast at temperature 0."""
-    return lambda prompt, new: model.generate(prompt, new, 1, 0.0, seed=0)[:, 0, -new:]
+    options = dict(samples=1, temperature=0.0, seed=0)
+
+    def forecast(prompt, new_frames, actions=None):
+        video = model.generate(prompt, new_frames, actions=actions, **options)
+        return video[:, 0, -new_frames:]
+
+    return forecast
 
 
 def mean_of(results: list[dict]) -> tuple[dict, dict]:
