@@ -12,6 +12,7 @@ const BUNDLE = "pong";
 const SHAPE = [3, 80, 80], [, H, W] = SHAPE;
 const COLUMNS = 12, STARTS = 6; // of the sheet that book/browser.py draws
 const RATE = 15; // frames a second, as the real game's
+const PAUSED = "Paused. Press Play to go on.";
 const KEPT = 20 * RATE; // frames for a clip
 
 class Pong {
@@ -132,6 +133,7 @@ class Pong {
       await (this.loading ??= this.load());
       if (!this.begun && running()) await this.begin(running);
       if (running()) await work(running);
+      else if (!this.playing) this.say(PAUSED);
     } catch (error) {
       this.pause();
       this.loading = this.model = this.begun = undefined;
@@ -143,15 +145,15 @@ class Pong {
   async begin(running) {
     const { model, start } = this, { frames, actions } = model.about.clips;
     const area = 3 * H * W, at = (t) => (start * frames + t) * area;
-    this.kept = [];
     for (const [i, choice] of [...this.starts.children].entries()) choice.setAttribute("aria-pressed", i === start);
-    await model.begin("game", Math.floor(2 ** 31 * Math.random()));
+    await model.begin("game", Math.floor(2 ** 31 * Math.random())); // when this is answered, the last game is over
+    Object.assign(this, { kept: [], made: 0 });
+    this.place.dataset.made = 0;
     for (let t = 0; t < frames && running(); t++) {
       const frame = model.clips.subarray(at(t), at(t) + area);
       await model.read("game", frame, { action: actions[start][t] }, this.temperature());
       this.show(frame, false);
     }
-    this.made = 0;
     this.begun = running();
   }
 
@@ -161,10 +163,11 @@ class Pong {
   }
 
   play() {
+    this.playing = true;
+    this.go.textContent = "Pause";
+    this.focus();
     return this.attempt(async (running) => {
-      this.playing = true;
-      this.go.textContent = "Pause";
-      this.screen.focus({ preventScroll: true });
+      this.focus();
       this.say("Every frame is made by the model, here. Arrow keys, or W and S, move the green paddle.");
       const shown = [];
       let due = performance.now();
@@ -181,6 +184,10 @@ class Pong {
     });
   }
 
+  focus() {
+    this.screen.focus({ preventScroll: true });
+  }
+
   tell(shown) {
     const seconds = (shown.at(-1).now - shown[0].now) / 1000;
     if (seconds < 1) return;
@@ -189,7 +196,10 @@ class Pong {
   }
 
   pause() {
-    if (this.playing) this.turn += 1;
+    if (this.playing) {
+      this.turn += 1;
+      this.say(PAUSED);
+    }
     this.playing = false;
     this.go.textContent = "Play";
   }
