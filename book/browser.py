@@ -15,20 +15,37 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from einops import rearrange
+from PIL import Image
 from torch import Tensor, nn
 
 import stt_lite as stt
 import vendor
 from stt_lite.gaussian import reparameterize
-from stt_lite.sampling import keep_start, snap
+from stt_lite.sampling import keep_start
 from stt_lite.temporal_attention import KeyValueCache
+from stt_lite.worlds import area_colours, find_paddle, find_small_ball
 
 OUT = vendor.WORK.parent / "html" / "_static" / "generate"
 RUNTIME = "ort-wasm-simd-threaded.wasm"
-BUNDLES = ("moving-mnist-tiny", "moving-mnist")  # chapter 08, the front page
-PROMPT, NEW, CLIPS = 15, 30, 8
+PLAYED = 166  # frames of the game that chapter 17 shows before its reader plays
+
+
+class Ships(NamedTuple):
+    """Which held-out clips go with a bundle: of so many drawn, and frames of each."""
+
+    drawn: int = 8
+    picked: tuple[int, ...] = tuple(range(8))
+    prompt: int = 15
+    new: int = 30
+
+
+# For chapter 08, the front page and chapter 17, where a ball flies in each clip.
+BUNDLES = {"moving-mnist-tiny": Ships(), "moving-mnist": Ships()}
+BUNDLES["pong"] = Ships(40, (35, 6, 25, 20, 26, 30), 8, 0)
 
 
 def pack(cache: tuple[KeyValueCache, ...]) -> Tensor:
@@ -82,14 +99,25 @@ class Step(nn.Module):
                 layer.gaussian = EitherGaussian(layer.gaussian)
 
     def forward(
-        self, latent, target, packed, frames, noise, temperature, action=None
+        self,
+        latent,
+        target,
+        cache,
+        frames,
+        noise,
+        temperature,
+        gumbel=None,
+        action=None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The next frame's codewords, the latents to show, and the cache after."""
+        """The next frame's codewords, the latents to show, and the cache after.
+
+        `gumbel` (1 K h w) is the chance in a token head's draw: see `draw_tokens`.
+        """
         tokenizer, net = self.model.tokenizer, self.model.transformer
+        full, packed = frames >= cache.shape[4], cache
         cache = tuple(KeyValueCache(*layer.unbind(0), frames) for layer in packed)
-        full = frames >= packed.shape[4]
-        kept = torch.where(full, pack(keep_start(cache)), packed)
-        cache = tuple(KeyValueCache(*layer.unbind(0), frames) for layer in kept)
+        packed = torch.where(full, pack(keep_start(cache)), packed)
+        cache = tuple(KeyValueCache(*layer.unbind(0), frames) for layer in packed)
         before = net.to_stream(latent[:, None])
         x = torch.where(before.isnan().any(), net.start, before)
         if action is not None:
@@ -99,10 +127,12 @@ class Step(nn.Module):
             x, noise[:, None], seen, temperature, cache=cache
         )
         prediction = prediction[:, 0]
-        codewords = snap(tokenizer, prediction, net.config.head)
-        shown = codewords
-        if net.config.head == "regression":  # as `generate`, which shows the mean
-            shown = torch.where(temperature == 0, prediction, codewords)
+        if net.config.head == "token":  # as `snap`, whose checks no graph can hold
+            scores = prediction + temperature * gumbel
+            codewords = tokenizer.quantizer.codes(scores.argmax(1)).movedim(-1, 1)
+            return codewords, codewords, pack(cache)
+        codewords = tokenizer.quantize(prediction)[0]
+        shown = torch.where(temperature == 0, prediction, codewords)  # as `generate`
         return codewords, shown, pack(cache)
 
 
@@ -127,7 +157,7 @@ def export(module: nn.Module, path: Path, outputs: list[str], **inputs: Tensor) 
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             module.eval(),
-            tuple(inputs.values()),
+            kwargs=inputs,
             input_names=list(inputs),
             output_names=outputs,
             dynamo=True,
@@ -143,48 +173,90 @@ def write(path: Path, content: bytes) -> dict:
     return {"name": path.name, "bytes": path.stat().st_size}
 
 
+def as_bytes(values: Tensor) -> Tensor:
+    """Values in [0, 1] as bytes."""
+    return values.mul(255).round().byte()
+
+
+def held_out(model: stt.VideoModel, ships: Ships) -> tuple[Tensor, list | None]:
+    """The clips (n T C H W) to go with a model, and each one's actions, where it has.
+
+    `export_model` writes the clips in bytes.
+    """
+    drawn = stt.held_out_clips(model, ships.drawn, ships.prompt + ships.new, seed=1)
+    picked = list(ships.picked)
+    if not model.transformer.config.actions:
+        return drawn[picked], None
+    return drawn.clips[picked], drawn.actions[picked].tolist()
+
+
+def draw_game(model: stt.VideoModel, clips: Tensor, actions: list, path: Path) -> None:
+    """A sheet of frames in rows of 12: where each clip ends, then the first, played.
+
+    Every new frame is the model's. Who plays goes for the ball.
+    """
+    shown = [*clips[:, -1], *clips[0]]
+    known = len(clips[0])
+
+    def play(t: int) -> int:
+        if t < known:
+            return actions[0][t]
+        off = find_small_ball(shown[-1])[0] - find_paddle(shown[-1])
+        return 0 if not off.abs() > 3 else 1 if off < 0 else 2  # NaN: no ball
+
+    game = model.stream(clips[:1], PLAYED, actions=play, temperature=0.0, seed=0)
+    for frame in game:
+        shown.append(frame[0, 0])  # at once: `play` looks at it
+    rows = rearrange(torch.stack(shown), "(r c) rgb h w -> (r h) (c w) rgb", c=12)
+    sheet, colours = (as_bytes(part) for part in (rows, area_colours()))
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(colours.flatten().tolist())
+    sheet = Image.fromarray(sheet.numpy()).quantize(palette=palette, dither=0)
+    sheet.save(path, optimize=True)
+
+
 @torch.no_grad()
 def export_model(bundle: str, out: Path) -> None:
     """The three graphs of a bundle, clips to continue, and model.json about them."""
     out.mkdir(parents=True, exist_ok=True)
-    model = stt.load_pretrained(bundle)
+    model, ships = stt.load_pretrained(bundle), BUNDLES[bundle]
     net, slots = model.transformer, model.trained_frames
     C, H, W = model.frame_shape
     noise = net.draw_noise(1, 1)[:, 0]
-    packed = pack(net.empty_cache(1, slots))
+    cache = pack(net.empty_cache(1, slots))
     latent = torch.zeros(1, net.config.latent_channels, *net.config.grid)
     frame = torch.zeros(1, C, H, W)
     steps = {
         "latent": latent,
         "target": latent.clone(),
-        "cache": packed,
-        "frames": torch.tensor(PROMPT),
+        "cache": cache,
+        "frames": torch.tensor(ships.prompt),
         "noise": noise,
         "temperature": torch.tensor(0.5),
     }
-    inputs = {}  # what a step takes besides: name -> type and shape
-    if getattr(net.config, "actions", 0):
+    about = {name: list(steps[name].shape) for name in ("latent", "cache", "noise")}
+    about["inputs"] = {}  # what a step takes besides: name -> type and shape
+    if net.config.head == "token":
+        steps["gumbel"] = torch.zeros(1, net.config.codebook_size, *net.config.grid)
+        about["gumbel"] = list(steps["gumbel"].shape)
+    if net.config.actions:
         steps["action"] = torch.zeros(1, dtype=torch.long)
-        inputs["action"] = {"type": "int64", "shape": [1]}
+        about["inputs"]["action"] = {"type": "int64", "shape": [1]}
     after = ["next", "shown", "after"]
-    clips = stt.held_out_clips(model, CLIPS, PROMPT + NEW, seed=1)
-    pixels = (clips * 255).round().byte()  # (clips T C H W)
-    files = {
+    clips, actions = held_out(model, ships)
+    about["files"] = {
         "encode": export(Encode(model), out / "encode.onnx", ["latent"], frame=frame),
         "step": export(Step(model), out / "step.onnx", after, **steps),
         "decode": export(Decode(model), out / "decode.onnx", ["frame"], latent=latent),
-        "clips": write(out / "clips.bin", pixels.numpy().tobytes()),
+        "clips": write(out / "clips.bin", as_bytes(clips).numpy().tobytes()),
     }
-    about = {
-        "files": files,
-        "shape": [C, H, W],
-        "digits": model.record["data"].get("digits"),
-        "clips": {"count": CLIPS, "frames": PROMPT + NEW, "prompt": PROMPT},
-        "latent": list(latent.shape),
-        "cache": list(packed.shape),
-        "noise": list(noise.shape),
-        "inputs": inputs,
-    }
+    frames = ships.prompt + ships.new
+    about["clips"] = {"count": len(clips), "frames": frames, "prompt": ships.prompt}
+    about["shape"] = [C, H, W]
+    about["digits"] = model.record["data"].get("digits")
+    if actions is not None:
+        about["clips"]["actions"] = actions
+        draw_game(model, clips, actions, out / "game.png")
     (out / "model.json").write_text(json.dumps(about))
 
 

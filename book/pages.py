@@ -22,6 +22,7 @@ ICON = re.compile(
 )
 # The book's own scripts, and the class of the places that they fill.
 PLACES = {"front.js": "stt-front", "generate.js": "stt-generate"}
+PLACES["pong.js"] = "stt-pong"
 # Pages of the first edition -> where their content is now.
 REDIRECTS = {
     "notebooks/08_training": "notebooks/09_training",

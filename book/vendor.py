@@ -22,7 +22,7 @@ ENVIRONMENT = {
     "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), SCRIPTS]),
     "NODE_PATH": str(WORK / "node_modules"),
 }
-SCRIPTS_OF_PAGES = ("front.js", "generate.js")  # of book/js
+SCRIPTS_OF_PAGES = ("front.js", "generate.js", "pong.js")  # of book/js
 SOURCES = ["package.json", "package-lock.json", ".npmrc", "vendor.py"]
 
 

@@ -1,5 +1,6 @@
 """The built pages in Chromium, opened from disk with the network off."""
 
+import math
 import os
 import re
 import shutil
@@ -9,13 +10,18 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+import imageio.v3 as iio
+import numpy as np
 import pytest
 import torch
 
+import browser as browser_export
 import pages
 import stt_lite as stt
 import vendor
 from conftest import ROOT
+from stt_lite.sampling import keep_start, prefill
+from stt_lite.worlds import find_paddle
 
 PAGES = ROOT / "_build" / "html"
 REQUIRED = os.environ.get("STT_REQUIRE_PAGES") == "1"
@@ -277,6 +283,7 @@ def test_no_page_is_wider_than_a_phone(open_page):
 
 GENERATOR = "notebooks/08_generation.html"
 FRONT = "book/index.html"
+PONG = "notebooks/17_a_world_you_play.html"
 PICTURES = """place => [...document.querySelectorAll(place + ' .stt-panels canvas')]
     .map(c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data)
     .map(data => [...data].filter((_, i) => i % 4 == 0))"""
@@ -446,7 +453,10 @@ def test_a_model_that_is_missing_or_lost_is_explained(serve):
         generate(page, futures="1", new_frames="5")  # the button works again
 
 
-@pytest.mark.parametrize("name, button", [(GENERATOR, "Generate"), (FRONT, "Throw")])
+WITH_MODELS = [(GENERATOR, "Generate"), (FRONT, "Throw"), (PONG, "Play")]
+
+
+@pytest.mark.parametrize("name, button", WITH_MODELS)
 def test_a_page_from_disk_says_why_it_does_not_generate(open_page, name, button):
     page = open_page(name).page
     page.get_by_role("button", name=button, exact=True).click()
@@ -594,3 +604,253 @@ def test_axe_finds_nothing_serious(open_page, scheme):
         problems += [f"{name}: {what} {at}" for what, at in found if what not in LEFT]
         page.close()
     assert not problems, "\n".join(problems)
+
+
+# Pong: chapter 17's page, whose every frame the model makes
+
+# A worker by itself: read clip `c`, with its keys, then one frame for each of `keys`.
+WORKER = """async ({c, keys, temperature, seed}) => {
+    const worker = new Worker("../_static/vendor/book/worker.js", {type: "module"});
+    const ask = (call, ...given) => new Promise((done, failed) => {
+        worker.onmessage = ({data: {id, value, error}}) =>
+            id === undefined || (error ? failed(new Error(error)) : done(value));
+        worker.postMessage({id: 0, call, arguments: given});
+    });
+    const files = new URL("../_static/generate/", document.baseURI).href;
+    const loaded = await ask("load", files + "pong/model.json", files + "runtime.json");
+    const {about: {clips, shape}, clips: pixels} = loaded;
+    const area = shape.reduce((a, b) => a * b);
+    await ask("begin", "game", seed);
+    for (let t = 0, i = c * clips.frames * area; t < clips.frames; t++, i += area) {
+        const action = clips.actions[c][t];
+        await ask("read", "game", pixels.slice(i, i + area), {action}, temperature);
+    }
+    const made = [];
+    for (const action of keys)
+        made.push([...await ask("step", "game", {action}, temperature)]);
+    worker.terminate();
+    return made;
+}"""
+
+
+def uniform(seed: int):
+    """What book/js/chance.js draws: `uniform(n)` gives the next n in [0, 1)."""
+    state = seed
+
+    def draw(n: int) -> torch.Tensor:
+        nonlocal state
+        t = [(state + (i + 1) * 0x6D2B79F5) % 2**32 for i in range(n)]
+        state, t = t[-1], np.array(t, np.uint64)
+        t = (t ^ t >> 15) * (1 | t) % 2**32
+        t = t ^ (t + (t ^ t >> 7) * (61 | t)) % 2**32
+        return torch.from_numpy((t ^ t >> 14).astype(np.float64)) / 2**32
+
+    return draw
+
+
+def played(model, clip, keys, temperature: float, seed: int) -> torch.Tensor:
+    """What a page should show (new C H W) after 8 frames and their keys, then others.
+
+    The package's parts, with the page's chance: `prefill`, then `step`.
+    """
+    net, tokenizer = model.transformer, model.tokenizer
+    normals, scores = uniform(seed), uniform(~seed % 2**32)
+
+    def noise() -> torch.Tensor:
+        shape = net.draw_noise(1, 1)[:, 0].shape
+        u, v = normals(2 * shape.numel()).view(-1, 2).unbind(1)
+        return ((-2 * (1 - u).log()).sqrt() * (2 * math.pi * v).cos()).view(shape)
+
+    known, frames = len(clip), []
+    latents = model.tokens(clip[None])
+    leads = net.actions(torch.as_tensor(keys))[None]  # (1 T E)
+    reads = iter([noise().float() for _ in range(known)])
+    slots, latent = model.trained_frames, latents[:, -1]
+    start = leads[:, :known]
+    cache = prefill(net, latents, slots, reads, min(temperature, 1.0), start)
+    for t in range(known, len(keys)):
+        cache = keep_start(cache) if t >= slots else cache
+        draw = noise().float(), None, temperature, leads[:, t]
+        logits, cache = net.step(latent, cache, *draw)
+        if temperature:
+            u = scores(logits.numel()).view(logits.shape)
+            logits = logits + temperature * -(-(u + 2**-33).log()).log().float()
+        latent = tokenizer.codes(logits.argmax(1))
+        frames.append(tokenizer.decode(latent)[0])
+    return torch.stack(frames)
+
+
+@pytest.mark.parametrize("c, temperature, new", [(0, 0.0, 40), (3, 1.0, 12)])
+@torch.no_grad()
+def test_a_page_plays_what_the_package_does(serve, c, temperature, new):
+    page, *_ = serve(PONG)
+    model = stt.load_pretrained("pong")
+    clips, actions = browser_export.held_out(model, browser_export.BUNDLES["pong"])
+    keys = torch.randint(3, (new,), generator=torch.Generator().manual_seed(1)).tolist()
+    asked = {"c": c, "keys": keys, "temperature": temperature, "seed": 5}
+    got = torch.tensor(page.evaluate(WORKER, asked)).view(new, *model.frame_shape)
+    keys = actions[c] + keys
+    wanted = played(model, clips[c], keys, temperature, 5)
+    # Within a thousandth, but that a page's frames are in bytes
+    assert (got - 255 * wanted).abs().max() <= 0.5 + 0.255
+    if not temperature:
+        options = dict(actions=torch.tensor(keys), temperature=0.0, seed=0)
+        again = model.generate(clips[c], new, **options)[0, 0, len(clips[c]) :]
+        assert (again - wanted).abs().max() < 1e-3
+
+
+COURT = """() => {
+    const screen = document.querySelector('.stt-court canvas');
+    return [...screen.getContext('2d').getImageData(0, 0, 80, 80).data];
+}"""
+
+
+def court(page) -> torch.Tensor:
+    """The frame (3 80 80), in [0, 1], that the game shows."""
+    pixels = torch.tensor(page.evaluate(COURT)).view(80, 80, 4)
+    return pixels[..., :3].movedim(-1, 0) / 255
+
+
+def start_playing(page, frames: int = 1):
+    """Press Play, and wait for so many frames; the game's place in the page."""
+    place = page.locator(".stt-pong")
+    place.get_by_role("button", name="Play", exact=True).click()
+    page.wait_for_function(
+        "n => +document.querySelector('.stt-pong').dataset.made >= n", arg=frames
+    )
+    return place
+
+
+def test_a_game_is_there_at_once_and_the_model_when_it_is_wanted(serve):
+    page, asked, errors = serve(PONG, viewport=LAPTOP)
+    page.wait_for_selector(".stt-pong[data-ready]")
+    first = court(page)
+    page.wait_for_timeout(500)
+    assert not torch.equal(court(page), first)  # it plays
+    assert not any(re.search("onnx|wasm|clips", url) for url in asked)
+    page.keyboard.press("ArrowDown")
+    page.wait_for_timeout(300)
+    assert page.evaluate("scrollY") > 0  # the page's key, as long as nobody plays
+    page.evaluate("scrollTo(0, 0)")
+    page.get_by_role("button", name="Play", exact=True).click()
+    bar = page.locator(".stt-pong progress")
+    bar.wait_for()
+    words = page.locator(".stt-pong .stt-status").first
+    page.wait_for_function(
+        "document.querySelector('.stt-pong .stt-status')"
+        ".textContent.includes('Every frame is made')"
+    )
+    assert not bar.is_visible() and words.is_visible()
+    assert bar.get_attribute("max") == str(
+        sum(path.stat().st_size for path in downloaded())
+    )
+    assert len(page.workers) == 1 and not errors
+
+
+def downloaded() -> list[Path]:
+    """What a page loads to play."""
+    folder = PAGES / "_static" / "generate"
+    return [folder / "ort.wasm.gz", *folder.glob("pong/*.gz")]
+
+
+def test_a_game_is_at_most_twelve_megabytes(browser):
+    model = [path.stat().st_size for path in downloaded()[1:]]
+    assert len(model) == 4 and sum(model) < 12e6
+
+
+@pytest.mark.parametrize("key, towards", [("ArrowUp", -1), ("s", 1)])
+def test_a_key_moves_the_paddle_within_a_frame(serve, key, towards):
+    page, *_ = serve(PONG, viewport=LAPTOP)
+    place = start_playing(page)
+    page.get_by_role("button", name="situation 4").click()  # the paddle in the middle
+    page.locator(".stt-starts [aria-pressed=true]:nth-child(4)").wait_for()
+    page.locator(".stt-pong[data-made='0']").wait_for()
+    page.wait_for_function("+document.querySelector('.stt-pong').dataset.made >= 1")
+    page.keyboard.press(" ")  # pauses
+    page.wait_for_timeout(500)
+    made = int(place.get_attribute("data-made"))
+    page.wait_for_timeout(300)
+    assert int(place.get_attribute("data-made")) == made
+    before = find_paddle(court(page))
+    page.keyboard.down(key)
+    place.get_by_role("button", name="One frame").click()
+    page.wait_for_function(
+        "n => document.querySelector('.stt-pong').dataset.made == n", arg=made + 1
+    )
+    assert towards * (find_paddle(court(page)) - before) > 0.5
+    assert page.evaluate("scrollY") == 0
+
+
+def test_keys_belong_to_the_game_only_while_it_has_the_focus(serve):
+    page, *_ = serve(PONG, viewport=LAPTOP)
+    start_playing(page)
+    for _ in range(3):
+        page.keyboard.press("ArrowDown")
+    page.wait_for_timeout(300)
+    assert page.evaluate("scrollY") == 0
+    rate = page.get_by_label("frames a second")
+    rate.focus()
+    page.keyboard.press("ArrowDown")
+    assert rate.input_value() == "30"  # a choice keeps its keys
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_timeout(300)
+    assert page.evaluate("scrollY") > 0
+
+
+def test_fingers_play_as_keys_do(serve):
+    page, *_ = serve(PONG, has_touch=True)
+    place = start_playing(page)
+    small = [
+        part.inner_text() or part.get_attribute("aria-label")
+        for part in place.locator("button, select").all()
+        if min(part.bounding_box()[side] for side in ("width", "height")) < 44
+    ]
+    assert not small
+    for label, towards in (("up", -1), ("down", 1)):
+        pad = place.get_by_role("button", name=label, exact=True)
+        pad.scroll_into_view_if_needed()
+        pad.dispatch_event("pointerdown", {"pointerId": 1})  # and stays down
+        page.wait_for_timeout(2500)
+        pad.dispatch_event("pointerup", {"pointerId": 1})
+        row = find_paddle(court(page))  # at a border hardly any of it is left
+        assert row.isnan() or towards * (row - 40) > 25
+
+
+def test_a_clip_of_the_game_can_be_kept(serve):
+    page, *_ = serve(PONG, viewport=LAPTOP)
+    place = start_playing(page, 6)
+    page.keyboard.press(" ")
+    page.wait_for_timeout(300)
+    with page.expect_download() as caught:
+        place.get_by_role("button", name="Save as GIF").click()
+    frames = iio.imread(caught.value.path(), mode="RGB")  # (T 240 240 3)
+    assert len(frames) == 8 + int(place.get_attribute("data-made"))
+    last = torch.from_numpy(frames[-1, ::3, ::3]).movedim(-1, 0) / 255
+    assert (last - court(page)).abs().max() < 17 / 255  # in up to 256 colours
+
+
+def test_a_lost_model_is_explained_and_play_tries_again(serve):
+    page, *_ = serve(PONG, viewport=LAPTOP)
+    page.context.route("**/pong/step.onnx.gz", lambda route, _: route.abort())
+    page.get_by_role("button", name="Play", exact=True).click()
+    said = "document.querySelector('.stt-pong .stt-status').textContent"
+    page.wait_for_function(f"{said}.includes('connection')")
+    page.context.unroute("**/pong/step.onnx.gz")
+    start_playing(page)
+
+
+@pytest.mark.parametrize(
+    "old", ["WebAssembly.validate = () => false", "delete window.DecompressionStream"]
+)
+def test_an_old_browser_is_told_so(serve, old):
+    page, asked, _ = serve("book/index.html")
+    page.add_init_script(old)
+    page.goto(page.url.replace(FRONT, PONG))
+    asked.clear()
+    page.get_by_role("button", name="Play", exact=True).click()
+    page.wait_for_function(
+        "document.querySelector('.stt-pong .stt-status')"
+        ".textContent.includes('This browser cannot run the model')"
+    )
+    assert not any("onnx" in url for url in asked)

@@ -1,4 +1,4 @@
-// Draws from N(0, 1) with a seed: a small generator (mulberry32), and the Box-Muller transform.
+// Draws with a seed, by a small generator (mulberry32): from N(0, 1) (Box-Muller transform), and Gumbel noise.
 
 export function uniform(seed) {
   let state = seed | 0;
@@ -13,4 +13,10 @@ export function uniform(seed) {
 export function normal(seed) {
   const draw = uniform(seed);
   return () => Math.sqrt(-2 * Math.log(1 - draw())) * Math.cos(2 * Math.PI * draw());
+}
+
+/** The largest of scores / temperature + this noise is a draw from their softmax, as in the package's draw_tokens. */
+export function gumbel(seed) {
+  const draw = uniform(seed);
+  return () => -Math.log(-Math.log(draw() + 2 ** -33)); // never 0, never 1
 }

@@ -18,6 +18,14 @@ export function advice(protocol, status) {
   return "The model could not be fetched: the connection was lost. Check it, and press the button again.";
 }
 
+const SIMD = [0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11];
+
+/** What to say where a browser is too old to run a model, else undefined. */
+export function tooOld({ WebAssembly, DecompressionStream } = globalThis) {
+  if (WebAssembly?.validate(Uint8Array.from(SIMD)) && DecompressionStream) return undefined;
+  return "This browser cannot run the model: it has no WebAssembly with SIMD, or cannot unpack files. Browsers have both since 2023.";
+}
+
 async function open(url) {
   const answer = await fetch(url).catch(() => undefined);
   if (!answer?.ok) throw new Error(advice(url.protocol, answer?.status));

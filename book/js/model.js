@@ -1,10 +1,11 @@
 // The page's side of worker.js: a model whose calls are promises.
-import { advice } from "./load.js";
+import { advice, tooOld } from "./load.js";
 
 export class Model {
   /** Load a bundle, with `report(loaded, total)` in bytes; resolves when it is ready. */
   static async load(bundle, home, report = () => {}) {
-    if (home.protocol === "file:") throw new Error(advice(home.protocol));
+    const reason = home.protocol === "file:" ? advice(home.protocol) : tooOld();
+    if (reason) throw new Error(reason);
     const model = new Model(new Worker(new URL("worker.js", home), { type: "module" }), report);
     const generate = new URL("../../generate/", home);
     try {

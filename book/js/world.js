@@ -2,32 +2,35 @@
 //
 // The three graphs are those of book/browser.py; `about` is their model.json:
 //   encode: frame -> latent
-//   step:   latent, target, cache, frames, noise, temperature, and what about.inputs names -> next, shown, after
+//   step:   latent, target, cache, frames, noise, temperature, and what about.inputs names -> next, shown, after;
+//           with a token head also gumbel, of shape about.gumbel
 //   decode: latent -> frame
 // Frames are Uint8Arrays of C·H·W values, as in the package. NaN in `latent` or `target` means "there is none".
 // A world with actions differs in about.inputs only, such as {"action": {"type": "int64", "shape": [1]}}: read and
 // step then take {action: 2}. Nothing here knows of pages, workers or downloads, so that node can test it.
-import { normal } from "./chance.js";
+import { gumbel, normal } from "./chance.js";
 
+const chance = (seed) => ({ draw: normal(seed), score: gumbel(~seed) });
 const area = (shape) => shape.reduce((a, b) => a * b, 1);
 
 export class World {
   /** `run(graph, feeds, wanted)` gives a graph's outputs by name; `tensor(type, data, shape)` makes what it takes. */
   constructor(about, run, tensor) {
     Object.assign(this, { about, run, tensor, futures: new Map() });
-    const { latent, cache } = about;
+    const { latent, cache, gumbel } = about;
     this.none = tensor("float32", new Float32Array(area(latent)).fill(NaN), latent);
     this.empty = tensor("float32", new Float32Array(area(cache)), cache);
+    if (gumbel) this.even = tensor("float32", new Float32Array(area(gumbel)), gumbel);
   }
 
   /** Begin a future in which nothing has been seen. */
   begin(name, seed = 0) {
-    this.futures.set(name, { latent: this.none, cache: this.empty, frames: 0, draw: normal(seed) });
+    this.futures.set(name, { latent: this.none, cache: this.empty, frames: 0, ...chance(seed) });
   }
 
   /** Another future, `as`, that goes on from where `name` is, with a seed of its own. */
   fork(name, as, seed) {
-    this.futures.set(as, { ...this.future(name), draw: normal(seed) });
+    this.futures.set(as, { ...this.future(name), ...chance(seed) });
   }
 
   forget(name) {
@@ -64,12 +67,18 @@ export class World {
       frames: number("int64", BigInt64Array.of(BigInt(future.frames))),
       noise: this.tensor("float32", new Float32Array(area(noise)).map(future.draw), noise),
       temperature: number("float32", Float32Array.of(temperature)),
+      ...(this.even && { gumbel: !target && temperature ? this.scores(future) : this.even }),
       ...this.named(inputs),
     });
     future.latent = target ?? out.next;
     future.cache = out.after;
     future.frames += 1;
     return out;
+  }
+
+  scores({ score }) {
+    const { gumbel } = this.about;
+    return this.tensor("float32", new Float32Array(area(gumbel)).map(score), gumbel);
   }
 
   named(inputs) {

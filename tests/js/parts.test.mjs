@@ -1,11 +1,13 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import { gzipSync } from "node:zlib";
-import { normal, uniform } from "../../book/js/chance.js";
+import { gumbel, normal, uniform } from "../../book/js/chance.js";
 import { bounce, dab, render, shrink, squaredError } from "../../book/js/digits.js";
 import { fromHash, sane, toHash } from "../../book/js/elements.js";
 import { imagine } from "../../book/js/futures.js";
-import { advice, download, progressText } from "../../book/js/load.js";
+import { compress, palette } from "../../book/js/gif.js";
+import { actionOf, Held } from "../../book/js/keys.js";
+import { advice, download, progressText, tooOld } from "../../book/js/load.js";
 import { caption, colours, enlargement } from "../../book/js/player.js";
 
 // Chance
@@ -146,4 +148,82 @@ test("cancelled, it asks for no more and forgets its futures", async () => {
   let going = true;
   for await (const _ of imagine(model, { prompt: [1], futures: 3, frames: 9, temperature: 1, seed: 0 }, () => going)) going = false;
   assert.equal(names(), "begin read fork step forget forget forget forget");
+});
+
+// Pong
+
+test("the newest key that is held counts; a tap between two frames counts once", () => {
+  const held = new Held();
+  assert.equal(held.take(), 0);
+  held.press("w", 1);
+  held.press("arrowdown", 2);
+  held.press("arrowdown", 2); // a keyboard repeats
+  assert.deepEqual([held.take(), held.take()], [2, 2]);
+  held.release("arrowdown");
+  assert.equal(held.take(), 1);
+  held.release("w");
+  held.press(7, 2); // a finger
+  held.release(7);
+  assert.deepEqual([held.take(), held.take()], [2, 0]);
+  held.press("w", 1);
+  held.clear(); // the focus went elsewhere
+  assert.equal(held.take(), 0);
+});
+
+test("arrows, W and S move; shortcuts and other keys do not", () => {
+  const of = (key, more = {}) => actionOf({ key, ...more });
+  assert.deepEqual(["ArrowUp", "w", "W", "ArrowDown", "s", "S"].map((key) => of(key)), [1, 1, 1, 2, 2, 2]);
+  assert.deepEqual([of("ArrowLeft"), of(" "), of("s", { ctrlKey: true }), of("w", { metaKey: true })], Array(4).fill(undefined));
+});
+
+test("gumbel noise is finite and picks as softmax would", () => {
+  const draw = gumbel(1), chosen = [0, 0];
+  for (let i = 0; i < 20000; i++) chosen[Math.log(3) + draw() > draw() ? 1 : 0] += 1;
+  assert.ok(Math.abs(chosen[1] / 20000 - 0.75) < 0.01, `${chosen}`);
+});
+
+test("a browser without SIMD in WebAssembly, or one that cannot unpack, is too old", () => {
+  assert.equal(tooOld(), undefined); // node has both
+  assert.match(tooOld({}), /cannot run/);
+  assert.match(tooOld({ WebAssembly: { validate: () => false }, DecompressionStream }), /SIMD/);
+  assert.match(tooOld({ WebAssembly }), /cannot run/);
+});
+
+/** What GIF's compression holds, read by its definition. */
+function unpack(blocks) {
+  const bytes = [];
+  for (let at = 0; blocks[at]; at += blocks[at] + 1) bytes.push(...blocks.slice(at + 1, at + 1 + blocks[at]));
+  const found = [];
+  let table, width, before, at = 0;
+  for (;;) {
+    let code = 0;
+    for (let i = 0; i < (width ?? 9); i++, at++) code |= ((bytes[at >> 3] >> (at & 7)) & 1) << i;
+    if (code === 257) return found;
+    if (code === 256) {
+      table = Array.from({ length: 258 }, (_, i) => [i]);
+      [width, before] = [9, undefined];
+      continue;
+    }
+    const now = table[code] ?? [...before, before[0]];
+    found.push(...now);
+    if (before && table.length < 4096) table.push([...before, now[0]]);
+    if (table.length === 1 << width && width < 12) width += 1;
+    before = now;
+  }
+}
+
+test("a GIF's compression keeps every byte, past the point where its table is full", () => {
+  const draw = uniform(2), noise = Uint8Array.from({ length: 20000 }, () => 256 * draw());
+  for (const pixels of [Uint8Array.of(3), new Uint8Array(70000), noise]) assert.deepEqual(unpack(compress(pixels)), [...pixels]);
+  assert.ok(compress(new Uint8Array(70000)).length < 1000);
+});
+
+test("a palette holds the commonest colours, and every colour's nearest", () => {
+  const [red, blue] = [[200, 16, 16], [16, 16, 200]], frame = Uint8Array.from([0, 1, 2].flatMap((c) => [red[c], red[c], blue[c]]));
+  const { colours, index, cells } = palette([frame], 3);
+  assert.deepEqual(colours, [red, blue]);
+  assert.deepEqual([...cells[0]].map((cell) => index[cell]), [0, 0, 1]);
+  const many = new Uint8Array(3 * 400).map((_, i) => 16 * (i < 400 ? i % 16 : i < 800 ? Math.floor(i / 16) % 16 : 3));
+  const large = palette([many], 400);
+  assert.ok(large.colours.length <= 256 && [...large.cells[0]].every((cell) => large.index[cell] >= 0));
 });

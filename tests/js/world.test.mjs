@@ -84,3 +84,22 @@ test("a world with actions passes them by name, and says which one is missing", 
   assert.deepEqual(steps()[0].action, tensor("int64", BigInt64Array.of(2n), [1]));
   await assert.rejects(world.step("a", { key: 2 }), /needs action, got key/);
 });
+
+test("a token head is given chance of a seed where it draws, and none where the frame is known or at temperature 0", async () => {
+  const { world, steps } = counting({ ...ABOUT, gumbel: [1, 3, 1, 1] });
+  for (const name of ["a", "b"]) {
+    world.begin(name, 4);
+    await world.read(name, grey(51), {}, 1);
+    await world.step(name, {}, 1);
+    await world.step(name, {}, 0);
+  }
+  const given = steps().map((step) => [...step.gumbel.data]);
+  assert.deepEqual(given.slice(0, 3), given.slice(3));
+  const [read, drawn, likeliest] = given;
+  assert.deepEqual([read, likeliest], [[0, 0, 0], [0, 0, 0]]);
+  assert.equal(new Set(drawn).size, 3);
+  const other = counting();
+  other.world.begin("a");
+  await other.world.step("a", {}, 1);
+  assert.ok(!("gumbel" in other.steps()[0])); // no token head
+});
