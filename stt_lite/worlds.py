@@ -288,6 +288,6 @@ PRESETS["pong"] = Preset(
         fade=0.0,
         corruption=0.02,
     ),
-    PongWorld(train=512),
+    PongWorld(),
     "pong",
 )

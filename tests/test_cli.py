@@ -139,7 +139,7 @@ def test_a_prompt_is_taken_at_the_rate_of_training(call, tmp_path):
         ("train moving-mnist-tiny --tokenizer nothing", "no bundled tokenizer"),
         ("train folder nothing", "source must be a video or a folder"),
         ("train folder empty", "source must hold videos"),
-        ("train folder file --fps 0", "fps must be above 0"),
+        ("train folder file --fps 0", "fps must be a number above 0"),
         ("train moving-mnist-tiny --steps 5 --out file", "out can't be written: "),
         ("evaluate --bundle odd", "is not a record: expected an object"),
         ("evaluate --bundle nan", "holds numbers that are not finite"),
