@@ -108,10 +108,7 @@ METRICS = {
 
 @runtime_checkable
 class Forecast(Protocol):
-    """Whatever continues a prompt: it returns the new frames alone.
-
-    Where a world has them, it is given `actions`, (B T+new_frames), too.
-    """
+    """Continues a prompt, with `actions` (B T+new) if a world has them: new frames."""
 
     def __call__(self, prompt: Clips, new_frames: int) -> NewFrames: ...
 
@@ -145,26 +142,20 @@ def evaluate(
             raise ValueError(f"clips must have {need}, got {clips.shape[1]}")
         sums = dict.fromkeys(METRICS, 0.0)
         for i in range(0, len(clips), 20):  # more take much memory in large frames
-            part, given = clips[i : i + 20], {}
-            if actions is not None:
-                given["actions"] = actions[i : i + 20, : prompt + new]
+            part, end = clips[i : i + 20], prompt + new
+            given = {} if actions is None else {"actions": actions[i : i + 20, :end]}
             video = forecast(part[:, :prompt], new, **given).float()
-            truth = part[:, prompt : prompt + new]
             for metric, of in METRICS.items():
-                sums[metric] = sums[metric] + of(video, truth).double().sum(0)
+                sums[metric] += of(video, part[:, prompt:end]).double().sum(0)
         results[name] = {m: (total / len(clips)).tolist() for m, total in sums.items()}
     return results
 
 
 def without_chance(model: VideoModel) -> Forecast:
     """A model's forecast at temperature 0."""
-    options = dict(samples=1, temperature=0.0, seed=0)
-
-    def forecast(prompt, new_frames, actions=None):
-        video = model.generate(prompt, new_frames, actions=actions, **options)
-        return video[:, 0, -new_frames:]
-
-    return forecast
+    return lambda prompt, new, **actions: model.generate(
+        prompt, new, 1, 0.0, seed=0, **actions
+    )[:, 0, -new:]
 
 
 def mean_of(results: list[dict]) -> tuple[dict, dict]:
@@ -189,14 +180,11 @@ def evaluate_model(model: VideoModel, n: int = 500, seeds: tuple = (1, 2, 3)) ->
         raise ValueError(f"n and seeds must hold something, got {n} and {list(seeds)}")
     frames = max(sum(protocol) for protocol in PROTOCOLS.values())
     contenders = {"model": without_chance(model), "copy": copy_last_frame}
-    results = {name: [] for name in contenders}
-    for seed in seeds:
-        clips = held_out_clips(model, n, frames, seed)
-        for name, forecast in contenders.items():
-            results[name].append(evaluate(forecast, clips))
     table = {"clips": n, "seeds": list(seeds)}
-    for name, found in results.items():
-        table[name], table[f"{name}_spread"] = mean_of(found)
+    for name, forecast in contenders.items():
+        drawn = (held_out_clips(model, n, frames, seed) for seed in seeds)
+        found = mean_of([evaluate(forecast, clips) for clips in drawn])
+        table[name], table[f"{name}_spread"] = found
     return table
 
 

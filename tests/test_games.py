@@ -318,13 +318,13 @@ def test_a_record_plays_its_held_out_games_again(clips, tmp_path, monkeypatch):
     again = HELD_OUT["played"](data)
     assert again.size == clips.size and again.frames == clips.frames
     assert torch.equal(again.held_out(3, 5, seed=2), clips.held_out(3, 5, seed=2))
-    monkeypatch.setattr(games, "play", lambda *a: pytest.fail("played again"))
+    monkeypatch.setattr(games, "play_episode", lambda *a: pytest.fail("played again"))
     HELD_OUT["played"](data)  # it lies in the cache
 
 
 def test_games_are_played_once(folder, tmp_path, monkeypatch):
     options = dict(train=2, test=2, frames=120)
-    monkeypatch.setattr(games, "play", lambda *a: pytest.fail("played again"))
+    monkeypatch.setattr(games, "play_episode", lambda *a: pytest.fail("played again"))
     assert play_games(folder, **options) == folder
     with pytest.raises(
         pytest.fail.Exception, match="played again"
@@ -337,9 +337,9 @@ def test_games_are_played_once(folder, tmp_path, monkeypatch):
 
 
 def test_a_run_that_was_killed_is_played_anew(tmp_path, monkeypatch):
-    real = games.play
+    real = games.play_episode
     monkeypatch.setattr(
-        games, "play", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt)
+        games, "play_episode", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
         play_games(tmp_path, ("pong",), train=1, test=1, frames=20)
@@ -347,7 +347,7 @@ def test_a_run_that_was_killed_is_played_anew(tmp_path, monkeypatch):
         FileNotFoundError, match="folder must hold index.json, which play_games writes"
     ):
         GameClips(tmp_path)
-    monkeypatch.setattr(games, "play", real)
+    monkeypatch.setattr(games, "play_episode", real)
     assert (
         GameClips(play_games(tmp_path, ("pong",), train=1, test=1, frames=20)).length
         == 20
