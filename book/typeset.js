@@ -24,6 +24,7 @@ async function main() {
   for (const name of pagesIn(folder)) {
     const file = path.join(folder, name);
     const html = fs.readFileSync(file, "utf8");
+    if (html.includes("<mjx-container")) continue; // typeset by an earlier build
     const done = html.replace(FORMULA, (all, open, tag, inner, close) => {
       if (tag === "span") return open + inner.replace(/\\\(([\s\S]*)\\\)/, (_, tex) => typeset(tex, false)) + close;
       if (!inner.includes("\\[")) return open + typeset(inner, true) + close;
