@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 __all__ = [
+    "cache_folder",
     "check_writable",
     "load_weights",
     "read_record",
@@ -99,6 +100,13 @@ def save_weights(
 def weights_folder() -> Path:
     """Where the package keeps its bundled weights."""
     return Path(str(importlib.resources.files("stt_lite"))) / "weights"
+
+
+def cache_folder() -> Path:
+    """Where downloads and recordings are kept: $STT_LITE_CACHE, or the user's cache."""
+    import pooch
+
+    return Path(os.environ.get("STT_LITE_CACHE") or pooch.os_cache("stt_lite"))
 
 
 def find_weights(name: str | os.PathLike, kind: str) -> Path:

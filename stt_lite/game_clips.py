@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stt_lite.bundles import HELD_OUT
 from stt_lite.contexts import TrainingConfig
+from stt_lite.files import cache_folder
 from stt_lite.games import FIELD, Game, known_game, play_games
 from stt_lite.moving_mnist import Batch
 from stt_lite.tokenizer import TokenizerConfig
@@ -152,12 +153,11 @@ def played_again(data: dict) -> GameClips:
 
     They go into $STT_LITE_CACHE or the user's cache, some 140 MB.
     """
-    import pooch
-
     options = data["played"] | {"train": 1, "games": tuple(data["played"]["games"])}
-    cache = Path(os.environ.get("STT_LITE_CACHE") or pooch.os_cache("stt_lite"))
     name = "-".join(str(value) for value in [*options["games"], *options.values()][:-1])
-    return GameClips(play_games(cache / name, **options), data["size"], data["frames"])
+    return GameClips(
+        play_games(cache_folder() / name, **options), data["size"], data["frames"]
+    )
 
 
 HELD_OUT["played"] = played_again

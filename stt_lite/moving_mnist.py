@@ -5,7 +5,6 @@ import functools
 import hashlib
 import importlib.resources
 import math
-import os
 import struct
 import warnings
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from stt_lite.files import cache_folder
 from stt_lite.video import check_whole
 
 __all__ = [
@@ -257,10 +257,11 @@ def canonical_test_set(
     import pooch
 
     n = check_whole(n, "n", most=10_000)
-    folder = os.environ.get("STT_LITE_CACHE") or pooch.os_cache("stt_lite")
     known = {"known_hash": f"md5:{CANONICAL_MD5}", "fname": "mnist_test_seq.npy"}
     try:
-        path = pooch.retrieve(CANONICAL_URL, path=folder, progressbar=True, **known)
+        path = pooch.retrieve(
+            CANONICAL_URL, path=cache_folder(), progressbar=True, **known
+        )
     except OSError as error:  # requests' errors are OSErrors
         failed = f"could not download {CANONICAL_URL}: {type(error).__name__}"
         if not fallback:

@@ -16,7 +16,7 @@ from stt_lite.bundles import HELD_OUT, held_out_clips
 from stt_lite.generation import VideoModel
 from stt_lite.strips import png
 from stt_lite.video import check_whole, save_video, to_bytes
-from stt_lite.worlds import FIRST_SEED, KEYS, area_colours, find_paddle, pong_game
+from stt_lite.worlds import FIRST_SEED, KEYS, coloured, find_paddle, pong_game
 
 __all__ = ["PlayedWorld", "play"]
 
@@ -67,7 +67,7 @@ class PlayedWorld:
         self.keys.append(key)
         self.frames.append(next(self.new)[0, 0])
         if self.real:
-            self.ghosts.append(picture_of(self.real.send(key)[0]))
+            self.ghosts.append(coloured(torch.from_numpy(self.real.send(key)[0])))
         return self.frames[-1]
 
     def undo(self, frames: int = 10) -> None:
@@ -79,11 +79,6 @@ class PlayedWorld:
         del self.frames[kept:], self.keys[kept:]
         self.ghosts, self.real = [], None
         self.begin()
-
-
-def picture_of(codes) -> Float[Tensor, "3 80 80"]:
-    """A frame of `area_codes` in colour."""
-    return area_colours()[torch.from_numpy(codes).int()].movedim(-1, 0)
 
 
 def ghost_of(model: VideoModel, seed: int) -> Iterator:
@@ -198,13 +193,13 @@ def play(
             await asyncio.sleep(max(0.001, 1 / on.speed.value - took))
 
     def start(change) -> None:
-        if change["new"]:  # the task is kept, or it would be thrown away
+        if change["new"] and (box.task is None or box.task.done()):  # one at a time
             box.task = asyncio.ensure_future(run())
 
     for button, press in ((on.step, step), (on.undo, undo), (on.save, save)):
         button.on_click(press)
     on.running.observe(start, "value")
     on.moment.observe(begin, "value")
-    box.step = step
+    box.step, box.task = step, None
     begin()
     return box

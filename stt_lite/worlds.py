@@ -4,7 +4,6 @@
 import functools
 import io
 import itertools
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from stt_lite.bundles import HELD_OUT
 from stt_lite.contexts import PRESETS, Preset, TrainingConfig
-from stt_lite.files import weights_folder, write_file
+from stt_lite.files import cache_folder, weights_folder, write_file
 from stt_lite.games import FIELD, GAMES, Player, ball_in, new_console
 from stt_lite.moving_mnist import Batch
 from stt_lite.tokenizer import TokenizerConfig
@@ -30,8 +29,10 @@ __all__ = [
     "KEYS",
     "PongWorld",
     "area_colours",
+    "coloured",
     "find_paddle",
     "find_small_ball",
+    "follow_ball",
     "pong_game",
     "record_pong",
 ]
@@ -57,6 +58,11 @@ def area_colours() -> Float[Tensor, "125 3"]:
     counts = torch.stack([n % 5, n // 5 % 5, n // 25], dim=1)  # (125 3)
     counts = torch.cat([4 - counts.sum(1, keepdim=True), counts], dim=1)
     return counts.float() @ COLOURS.float() / (4 * 255)
+
+
+def coloured(codes: UInt8[Tensor, "*n 80 80"]) -> Float[Tensor, "*n 3 80 80"]:
+    """Frames of `area_codes` in colour, values in [0, 1]."""
+    return area_colours().to(codes.device)[codes.int()].movedim(-1, -3)
 
 
 def pong_game(seed: int, skip: int = 4) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
@@ -172,8 +178,8 @@ class PongWorld:
         codes, keys = (torch.from_numpy(episodes[name]) for name in ("codes", "keys"))
         i, t = self.places(split, n, frames, generator)  # (n 1) each
         t = t + torch.arange(frames)  # (n T)
-        frames = area_colours().to(device)[codes[i, t].to(device).int()]
-        return Batch(frames.movedim(-1, 2), keys[i, t].to(device).long())
+        codes, keys = codes[i, t].to(device), keys[i, t].to(device)  # few bytes travel
+        return Batch(coloured(codes), keys.long())
 
 
 FIRST_SEED = {"train": 0, "test": 5_000}  # of a split's first episode
@@ -189,19 +195,14 @@ def recorded(world: PongWorld, split: str) -> dict[str, np.ndarray]:
     name = f"pong-{split}-{count}-{world.length}.npz"
     path = weights_folder().parent / "data" / name
     if not path.is_file():
-        import pooch
-
-        cache = Path(os.environ.get("STT_LITE_CACHE") or pooch.os_cache("stt_lite"))
-        path = cache / name
+        path = cache_folder() / name
     if not path.is_file():
         seeds = range(FIRST_SEED[split], FIRST_SEED[split] + count)
         seeds = tqdm(seeds, "recording", disable=None)
         episodes = [record_pong(seed, world.length) for seed in seeds]
         box = io.BytesIO()
-        np.savez_compressed(
-            box, **{k: np.stack([e[k] for e in episodes]) for k in episodes[0]}
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
+        arrays = {k: np.stack([e[k] for e in episodes]) for k in episodes[0]}
+        np.savez_compressed(box, **arrays)
         write_file(path, box.getvalue())
     with np.load(path) as arrays:
         return dict(arrays)
@@ -258,6 +259,12 @@ def find_paddle(frames: Float[Tensor, "*n 3 80 80"]) -> Float[Tensor, "*n"]:
     at = torch.arange(80).to(green)
     row = (green @ at) / green.sum(-1).clamp(min=1e-6)
     return torch.where(green.sum(-1) > 1, row, torch.nan)
+
+
+def follow_ball(frame: Float[Tensor, "3 80 80"]) -> int:
+    """The key that moves the paddle towards the ball; "stay" where there is none."""
+    off = find_small_ball(frame)[0] - find_paddle(frame)
+    return 0 if not off.abs() > 3 else 1 if off < 0 else 2
 
 
 PONG_TOKENIZER = VQGANConfig(

@@ -18,9 +18,10 @@ from stt_lite.worlds import (
     KEYS,
     PongWorld,
     area_codes,
-    area_colours,
+    coloured,
     find_paddle,
     find_small_ball,
+    follow_ball,
     mixed_in,
     pong_game,
     record_pong,
@@ -49,8 +50,7 @@ def field(**patches) -> torch.Tensor:
 
 def small(frame: torch.Tensor) -> torch.Tensor:
     """A field as the source shows it: (3 80 80)."""
-    codes = torch.from_numpy(area_codes(frame.numpy()))
-    return area_colours()[codes.int()].movedim(-1, 0)
+    return coloured(torch.from_numpy(area_codes(frame.numpy())))
 
 
 @pytest.mark.parametrize("corner", [(40, 60), (41, 60), (40, 61), (41, 61)])
@@ -86,11 +86,19 @@ def test_what_is_not_there_is_not_found():
     assert find_small_ball(trace).isnan().all() and not mixed_in(trace, 3).any()
 
 
+def test_a_player_goes_for_the_ball():
+    rows = {"stay": 68, "up": 20, "down": 120}  # the paddle's middle is at 68
+    for key, row in rows.items():
+        frame = field(paddle=(60, 140, 16, 4), ball=(row, 80, 4, 2))
+        assert KEYS[follow_ball(small(frame))] == key
+    assert follow_ball(small(field(paddle=(60, 140, 16, 4)))) == 0  # nothing to do
+
+
 def test_detectors_agree_with_the_console():
     held_out = recorded(PongWorld(), "test")
-    frames = area_colours()[torch.from_numpy(held_out["codes"][:, ::20]).int()]
+    frames = coloured(torch.from_numpy(held_out["codes"][:, ::20]))
     truth = torch.from_numpy(held_out["ball"][:, ::20])
-    found, there = find_small_ball(frames.movedim(-1, 2)), ~truth[..., 0].isnan()
+    found, there = find_small_ball(frames), ~truth[..., 0].isnan()
     assert there.sum() > 150
     assert ((found - truth).abs().amax(-1) <= 1)[there].float().mean() > 0.99
     assert found[~there].isnan().all()
@@ -111,17 +119,11 @@ def test_a_key_that_is_sent_does_what_it_says(key):
     game = pong_game(7)
     for _ in range(60):
         next(game)
-    rows = [
-        find_paddle(
-            area_colours()[torch.from_numpy(game.send(0)[0]).int()].movedim(-1, 0)
-        )
-    ]
-    for _ in range(6):
-        codes, pressed, _ = game.send(key)
-        assert pressed == key
-        rows.append(
-            find_paddle(area_colours()[torch.from_numpy(codes).int()].movedim(-1, 0))
-        )
+    rows = []
+    for sent in [0, *[key] * 6]:
+        codes, pressed, _ = game.send(sent)
+        assert pressed == sent
+        rows.append(find_paddle(coloured(torch.from_numpy(codes))))
     moved = float(rows[-1] - rows[0])
     assert {"stay": abs(moved) < 4, "up": moved < -4, "down": moved > 4}[KEYS[key]]
 
@@ -320,6 +322,22 @@ def test_buttons_play_pause_undo_and_save(model, monkeypatch, tmp_path):
     assert status.value == f"frame {max(PROMPT, count - 10)}"
     moment.value = 2
     assert status.value == f"frame {PROMPT}"
+
+
+def test_play_and_pause_in_haste_leave_one_loop(model):
+    box = play(model, seed=1, ghost=False)
+    running = box.children[4].children[0]
+
+    async def haste():
+        running.value = True
+        first = box.task
+        running.value = False
+        running.value = True
+        assert box.task is first
+        running.value = False
+        await first
+
+    asyncio.run(asyncio.wait_for(haste(), 60))
 
 
 # What counts as impossible

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import stt_lite as stt
+from stt_lite.quantizers import codebook_usage
 from stt_lite.worlds import find_paddle, find_small_ball, mixed_in
 
 EDGE = 8  # columns from a border: a ball last seen there may have left the field
@@ -139,14 +140,16 @@ def kept(model: stt.VideoModel) -> dict:
     truth, found = find_small_ball(clips), find_small_ball(again)
     there = ~truth[..., 0].isnan()
     near = ((found - truth).abs().amax(-1) <= 1)[there]
+    error = (again - clips).square().sum((2, 3, 4)).mean()
+    parts = (model.tokenizer.encode(part) for part in clips.flatten(0, 1).split(200))
+    with torch.no_grad():
+        tokens = torch.cat([model.tokenizer.quantize(part)[1] for part in parts])
+    size = model.tokenizer.quantizer.codebook_size
     return {
         "ball_kept": near.float().mean().item(),
         "balls": there.sum().item(),
-        "reconstruction_squared_error_per_frame": (again - clips)
-        .square()
-        .sum((2, 3, 4))
-        .mean()
-        .item(),
+        "reconstruction_squared_error_per_frame": error.item(),
+        "codebook_usage": codebook_usage(tokens, size),
     }
 
 
