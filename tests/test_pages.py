@@ -220,14 +220,14 @@ def sliders(player) -> list:
 
 
 def drag(page, slider) -> None:
-    """Take a slider's handle to 60 % of its way, or 20 % where it is there already."""
+    """Take a handle to 90 % of its way, past a prompt; from the right half to 20 %."""
     box = slider.bounding_box()
     value, most = (float(slider.evaluate(f"s => s.{key}")) for key in ("value", "max"))
     middle, thumb = box["y"] + box["height"] / 2, 12
     way = box["width"] - 2 * thumb
     page.mouse.move(box["x"] + thumb + way * value / most, middle)
     page.mouse.down()
-    goal = 0.6 if value < most / 2 else 0.2
+    goal = 0.9 if value < most / 2 else 0.2
     page.mouse.move(box["x"] + thumb + way * goal, middle, steps=4)
     page.mouse.up()
 
