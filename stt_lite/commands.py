@@ -120,16 +120,8 @@ class Generate:
         else:
             prompt = read_prompt(model, self.prompt.expanduser(), given)
         start, how = time.perf_counter(), (self.temperature, self.seed)
-        video = model.generate(
-            prompt,
-            new,
-            self.samples,
-            *how,
-            self.top_k,
-            self.window,
-            sys.stderr.isatty(),
-            actions,
-        )[0]
+        how += self.top_k, self.window, sys.stderr.isatty(), actions
+        video = model.generate(prompt, new, self.samples, *how)[0]
         seconds = time.perf_counter() - start
         row = side_by_side(video, len(prompt), truth)
         save_video(self.out, row, fps=self.fps, scale=max(1, 128 // video.shape[-1]))

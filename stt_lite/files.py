@@ -106,7 +106,8 @@ def cache_folder() -> Path:
     """Where downloads and recordings are kept: $STT_LITE_CACHE, or the user's cache."""
     import pooch
 
-    return Path(os.environ.get("STT_LITE_CACHE") or pooch.os_cache("stt_lite"))
+    folder = os.environ.get("STT_LITE_CACHE") or pooch.os_cache("stt_lite")
+    return Path(folder).expanduser()
 
 
 def find_weights(name: str | os.PathLike, kind: str) -> Path:

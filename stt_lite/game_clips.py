@@ -67,7 +67,7 @@ class GameClips:
     channels = 3
 
     def __init__(self, folder: str | os.PathLike, size: int = 128, frames: int = 20):
-        path = Path(folder) / "index.json"
+        path = Path(folder).expanduser() / "index.json"
         if not path.is_file():
             raise FileNotFoundError(
                 f"folder must hold index.json, which play_games writes; there is none "

@@ -232,7 +232,7 @@ def play_games(
         ImportError, ValueError: as `play_episode`; what lies in the folder stays.
         OSError: a folder that cannot be written, a full disk.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     options = {"train": train, "test": test, "frames": frames, "seed": seed}
     options = options | {"skip": skip, "games": list(games)}
     for name, limits in {"train": (1, 5000), "test": (1, 5000), "seed": (0,)}.items():

@@ -92,6 +92,15 @@ class VideoModel(nn.Module):
                     f"transformer must have the tokenizer's {name}, {wanted}, got {got}"
                 )
 
+    def __repr__(self) -> str:
+        (h, w), K = self.transformer.config.grid, self.transformer.config.codebook_size
+        frames = "{}x{}x{}, channels, height, width".format(*self.frame_shape)
+        return (
+            f"VideoModel {self.record.get('bundle', 'of your own')}\n"
+            f"  frames: {frames}\n  tokens: {h}x{w} of {K} codewords\n"
+            f"  parameters: {sum(p.numel() for p in self.parameters()):,}"
+        )
+
     @property
     def frame_shape(self) -> tuple[int, int, int]:
         """Channels, height and width (C, H, W) of the model's frames, in pixels."""
@@ -194,17 +203,8 @@ class VideoModel(nn.Module):
         mean = net.config.head == "regression" and sampling.temperature == 0
         noise = row_noise(net, generators)
         after = (None if x is None else x.repeat_interleave(S, 0) for x in after)
-        for codewords, prediction in rollout(
-            net,
-            self.tokenizer,
-            latent,
-            cache,
-            known,
-            noise,
-            sampling,
-            generators,
-            after,
-        ):
+        given = latent, cache, known, noise, sampling, generators, after
+        for codewords, prediction in rollout(net, self.tokenizer, *given):
             yield prediction if mean else codewords
 
     @torch.no_grad()

@@ -158,7 +158,12 @@ class TeacherForcing(RunConfig):
 
     Args:
         tokenizer_share: share of the budget for a tokenizer trained first.
-        width, layers, heads, patch, gaussian, head: see `TransformerConfig`.
+        width: channels E of the transformer's stream.
+        layers: number of its layers L.
+        heads: number of heads N of each attention; width / heads must be even.
+        patch: edge P of a patch of latents: one vector of the stream for P x P.
+        gaussian: "latent", "bottleneck" or "off", see `GaussianLayer`.
+        head: "regression" (the next latents) or "token" (logits over codewords).
         muon_rate: peak learning rate of Muon.
         average: decay of the moving average of the transformer's weights.
         pixel_weight: weight of the squared error in pixels, through the frozen decoder,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zlib
 from dataclasses import replace
 
 import pytest
@@ -178,6 +179,14 @@ def test_readme_shows_the_recorded_errors(name, root):
         model, copy = (part[protocol][key] for part in parts)
         expected = f"{model:.1f} (copying: {copy:.1f})"
         assert row.split("|")[column].strip() == expected
+
+
+def test_a_wheel_stays_below_30_megabytes(root):
+    """Zip compresses each file by itself, as here."""
+    parts = [*(root / "stt_lite").rglob("*"), *(root / "book/results").glob("*.json")]
+    packed = [p for p in parts if p.is_file() and p.suffix != ".pyc"]
+    sizes = {p.name: len(zlib.compress(p.read_bytes())) for p in packed}
+    assert sum(sizes.values()) < 30e6, sorted(sizes.items(), key=lambda x: -x[1])[:5]
 
 
 def errors_at_once(model, clips, prompt):

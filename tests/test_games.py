@@ -35,6 +35,13 @@ def folder(tmp_path_factory):
     return play_games(tmp_path_factory.mktemp("games"), train=2, test=2, frames=120)
 
 
+def test_the_home_is_expanded(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    short = f"~/{folder.name}"
+    assert play_games(short, train=2, test=2, frames=120) == folder  # nothing is played
+    assert len(GameClips(short).episodes) == len(GameClips(folder).episodes)
+
+
 @pytest.fixture(scope="module")
 def clips(folder):
     return GameClips(folder)
