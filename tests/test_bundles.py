@@ -183,10 +183,10 @@ def test_readme_shows_the_recorded_errors(name, root):
 
 def test_a_wheel_stays_below_30_megabytes(root):
     """Zip compresses each file by itself, as here."""
-    parts = [*(root / "stt_lite").rglob("*"), *(root / "book/results").glob("*.json")]
-    packed = [p for p in parts if p.is_file() and p.suffix != ".pyc"]
-    sizes = {p.name: len(zlib.compress(p.read_bytes())) for p in packed}
-    assert sum(sizes.values()) < 30e6, sorted(sizes.items(), key=lambda x: -x[1])[:5]
+    files = [*(root / "stt_lite").rglob("*"), *(root / "book/results").glob("*.json")]
+    files = [path for path in files if path.is_file() and path.suffix != ".pyc"]
+    sizes = [len(zlib.compress(path.read_bytes())) for path in files]
+    assert len(sizes) > 100 and sum(sizes) < 29.9e6  # and a little for its lists
 
 
 def errors_at_once(model, clips, prompt):
