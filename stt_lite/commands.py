@@ -21,6 +21,7 @@ from stt_lite.evaluation import evaluate_model, evaluation_table, on_canonical
 from stt_lite.files import check_writable, weights_folder, write_file
 from stt_lite.generation import VideoModel
 from stt_lite.machines import new_accelerator
+from stt_lite.media import WRITERS
 from stt_lite.moving_mnist import Batch, MovingDigits
 from stt_lite.pipeline import train
 from stt_lite.tokenizer import TokenizerConfig
@@ -83,7 +84,7 @@ class Generate:
         top_k: draw among so many likeliest tokens only; for a token head.
         seed: the same seed gives the same futures.
         window: slots of the cache; by default as many as in training.
-        out: file to write; its name ends in .gif or .mp4.
+        out: file to write, such as future.gif or future.mp4.
         fps: speed of that video in frames per second.
         device: "cpu", "cuda", ...; by default cuda where there is one.
     """
@@ -103,8 +104,9 @@ class Generate:
     device: str | None = None
 
     def run(self) -> None:
-        if self.out.suffix.lower() not in (".gif", ".mp4"):
-            raise ValueError(f"out must end in .gif or .mp4, got {self.out}")
+        if self.out.suffix.lower() not in WRITERS:
+            wanted = " or ".join(WRITERS)
+            raise ValueError(f"out must end in {wanted}, got {self.out}")
         check_writable(self.out)
         given = check_whole(self.prompt_frames, "prompt_frames")
         new = check_whole(self.new_frames, "new_frames")
