@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import pytest
 import torch
@@ -19,7 +20,9 @@ from stt_lite import cli, commands
 from stt_lite.bundles import load_pretrained, pretrained
 from stt_lite.cli import main
 from stt_lite.files import read_record, save_weights
+from stt_lite.media import WRITERS
 from stt_lite.moving_mnist import moving_mnist
+from stt_lite.sampling import Sampling
 from stt_lite.video import bouncing_square, load_video, save_video
 
 TINY = "--width 16 --layers 1 --heads 2 --batch 2 --checkpoint-seconds 600".split()
@@ -102,6 +105,20 @@ def test_a_prompt_is_taken_at_the_rate_of_training(call, tmp_path):
     assert "10 frames taken per second, the last 8 of 20 frames taken" in out
     code, _, error = call(f"generate --bundle {own}")
     assert code == 2 and "continue a prompt of your own" in error
+
+
+def test_a_new_writer_and_a_new_option_are_known_at_once(call, tmp_path, monkeypatch):
+    monkeypatch.setitem(WRITERS, ".webm", (1000, "-c:v libvpx-vp9 -crf 5 -b:v 0"))
+    assert call("generate --bundle RUN --prompt-frames 3 --out a.webm")[0] == 0
+    assert len(load_video(tmp_path / "a.webm")) == 8
+    assert "out must end in .gif or .mp4 or .webm" in call("generate --out a.avi")[2]
+    told = call("generate --help")[1]
+    for field in fields(Sampling):
+        assert f"--{field.name.replace('_', '-')} " in told
+    words = "generate --bundle RUN --prompt-frames 3 --temperature 2 --seed 3 --out "
+    assert call(words + "b.gif")[0] == call(words + "c.gif --window 2")[0] == 0
+    b, c = (load_video(tmp_path / name) for name in ("b.gif", "c.gif"))
+    assert not torch.equal(b, c)
 
 
 # --- what a user can cause is one line, and exit code 2
