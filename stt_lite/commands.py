@@ -8,6 +8,7 @@ import time
 import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -22,13 +23,12 @@ from stt_lite.files import check_writable, weights_folder, write_file
 from stt_lite.generation import VideoModel
 from stt_lite.machines import new_accelerator
 from stt_lite.media import WRITERS
-from stt_lite.moving_mnist import Batch, MovingDigits
+from stt_lite.moving_mnist import Batch
 from stt_lite.pipeline import train
 from stt_lite.sampling import Sampling
 from stt_lite.tokenizer import TokenizerConfig
 from stt_lite.video import check_whole, load_video, save_video
 from stt_lite.widgets import side_by_side
-from stt_lite.worlds import PongWorld
 
 __all__ = ["Compare", "Evaluate", "Generate", "Pretrained", "Train", "TrainFolder"]
 
@@ -132,11 +132,12 @@ class Train:
     """Train a transformer on digits, with a bundled tokenizer or one of its own.
 
     Args:
+        source: the preset's own kind of clips.
         tokenizer: a bundled one by name, or one by path; None trains one first.
     """
 
     config: TrainingConfig
-    source: tyro.conf.AvoidSubcommands[MovingDigits | PongWorld]
+    source: Any
     tokenizer: str | None
 
     def run(self) -> None:

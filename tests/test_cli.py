@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from models import small_model
 from stt_lite import cli, commands
 from stt_lite.bundles import load_pretrained, pretrained
 from stt_lite.cli import main
+from stt_lite.contexts import PRESETS
 from stt_lite.files import read_record, save_weights
 from stt_lite.media import WRITERS
 from stt_lite.moving_mnist import moving_mnist
@@ -274,6 +275,28 @@ def test_a_preset_is_trained_as_told(call, tmp_path, monkeypatch):
     assert (source.size, source.digits) == (16, 2) and tokenizer == "moving-mnist-tiny"
     assert (second.minutes, second.patch, other) == (0.5, 2, "other")
     assert (larger.size, larger.digits) == (64, 2) and str(tmp_path) in out
+
+
+@dataclass(frozen=True)
+class Squares:
+    """A kind of clips that no command knows."""
+
+    size: int = 16
+    side: int = 6
+
+    @property
+    def data(self):
+        return {"content": "squares"}
+
+
+def test_a_preset_brings_its_own_kind_of_clips(call, tmp_path, monkeypatch):
+    seen, preset = [], PRESETS["moving-mnist-tiny"]._replace(source=Squares())
+    monkeypatch.setitem(PRESETS, "squares", preset)
+    monkeypatch.setattr(commands, "train", lambda *a: seen.append(a) or tmp_path)
+    assert call("train squares --side 4 --steps 5")[0] == 0
+    assert seen[0][0].steps == 5 and seen[0][1] == Squares(side=4)
+    assert "16x16 pixels, squares" in call("train --help")[1]
+    assert call("train squares --digits 2")[0] == 2
 
 
 def test_digits_are_trained(call, tmp_path):
