@@ -15,8 +15,9 @@ import torch
 import tyro
 
 import stt_lite as stt
-from stt_lite.evaluation import ink, many_futures, rollout_error
+from stt_lite.evaluation import many_futures, rollout_error
 from stt_lite.files import read_record, save_weights, weights_folder, write_file
+from stt_lite.metrics import ink
 from stt_lite.quantizers import codebook_usage, perplexity
 
 ROOT = Path(__file__).resolve().parents[1]
