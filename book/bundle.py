@@ -190,7 +190,7 @@ def main(args: Args) -> None:
             }
     for part, notes in measured.items():
         record = read_record(args.folder / f"{part}.json") | notes
-        record["training"].pop("out", None)  # a folder of this machine
+        record.get("training", {}).pop("out", None)  # a folder of this machine
         record |= {"bundle": args.name, "kind": part, "licence": "Apache-2.0"}
         if args.note:
             record["note"] = args.note
