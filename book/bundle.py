@@ -15,8 +15,9 @@ import torch
 import tyro
 
 import stt_lite as stt
-from stt_lite.evaluation import ink, many_futures, rollout_error
+from stt_lite.evaluation import many_futures, rollout_error
 from stt_lite.files import read_record, save_weights, weights_folder, write_file
+from stt_lite.metrics import ink
 from stt_lite.quantizers import codebook_usage, perplexity
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -189,7 +190,7 @@ def main(args: Args) -> None:
             }
     for part, notes in measured.items():
         record = read_record(args.folder / f"{part}.json") | notes
-        record["training"].pop("out", None)  # a folder of this machine
+        record.get("training", {}).pop("out", None)  # a folder of this machine
         record |= {"bundle": args.name, "kind": part, "licence": "Apache-2.0"}
         if args.note:
             record["note"] = args.note

@@ -7,13 +7,14 @@ Each module is built in a notebook of the book; these are the names it uses most
 from stt_lite.bundles import held_out_clips, load_pretrained, pretrained
 from stt_lite.clips import ClipFolder, prepare_clips
 from stt_lite.contexts import PRESETS, TrainingConfig
-from stt_lite.evaluation import METRICS, PROTOCOLS, evaluate, evaluate_model, psnr, ssim
+from stt_lite.evaluation import PROTOCOLS, evaluate, evaluate_model
 from stt_lite.files import records
 from stt_lite.game_clips import GameClips
 from stt_lite.games import play_games
 from stt_lite.gaussian import GaussianLayer
 from stt_lite.generation import VideoModel
 from stt_lite.layer import TransformerConfig
+from stt_lite.metrics import METRICS, psnr, ssim
 from stt_lite.moving_mnist import Batch, MovingDigits, moving_mnist
 from stt_lite.photographs import Photographs
 from stt_lite.pipeline import train, train_tokenizer

@@ -6,8 +6,9 @@ import json
 import sys
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -21,12 +22,13 @@ from stt_lite.evaluation import evaluate_model, evaluation_table, on_canonical
 from stt_lite.files import check_writable, weights_folder, write_file
 from stt_lite.generation import VideoModel
 from stt_lite.machines import new_accelerator
-from stt_lite.moving_mnist import Batch, MovingDigits
+from stt_lite.media import WRITERS
+from stt_lite.moving_mnist import Batch
 from stt_lite.pipeline import train
+from stt_lite.sampling import Sampling
 from stt_lite.tokenizer import TokenizerConfig
 from stt_lite.video import check_whole, load_video, save_video
 from stt_lite.widgets import side_by_side
-from stt_lite.worlds import PongWorld
 
 __all__ = ["Compare", "Evaluate", "Generate", "Pretrained", "Train", "TrainFolder"]
 
@@ -79,11 +81,8 @@ class Generate:
         prompt_frames: frames to continue: the last so many of the prompt.
         new_frames: frames to generate.
         samples: number of futures.
-        temperature: how much is left to chance, from 0 (nothing).
-        top_k: draw among so many likeliest tokens only; for a token head.
-        seed: the same seed gives the same futures.
-        window: slots of the cache; by default as many as in training.
-        out: file to write; its name ends in .gif or .mp4.
+        sampling: how new frames are drawn.
+        out: file to write, such as future.gif or future.mp4.
         fps: speed of that video in frames per second.
         device: "cpu", "cuda", ...; by default cuda where there is one.
     """
@@ -94,17 +93,15 @@ class Generate:
     prompt_frames: int = 15
     new_frames: int = 5
     samples: int = 1
-    temperature: float = 1.0
-    top_k: int | None = None
-    seed: int = 0
-    window: int | None = None
+    sampling: Sampling = Sampling(seed=0)
     out: Path = Path("future.gif")
     fps: float = 5.0
     device: str | None = None
 
     def run(self) -> None:
-        if self.out.suffix.lower() not in (".gif", ".mp4"):
-            raise ValueError(f"out must end in .gif or .mp4, got {self.out}")
+        if self.out.suffix.lower() not in WRITERS:
+            wanted = " or ".join(WRITERS)
+            raise ValueError(f"out must end in {wanted}, got {self.out}")
         check_writable(self.out)
         given = check_whole(self.prompt_frames, "prompt_frames")
         new = check_whole(self.new_frames, "new_frames")
@@ -119,9 +116,9 @@ class Generate:
             prompt, note = truth[:given], "; on the left what really happened"
         else:
             prompt = read_prompt(model, self.prompt.expanduser(), given)
-        start, how = time.perf_counter(), (self.temperature, self.seed)
-        how += self.top_k, self.window, sys.stderr.isatty(), actions
-        video = model.generate(prompt, new, self.samples, *how)[0]
+        start, bar = time.perf_counter(), sys.stderr.isatty()
+        how = dict(progress=bar, actions=actions, **asdict(self.sampling))
+        video = model.generate(prompt, new, self.samples, **how)[0]
         seconds = time.perf_counter() - start
         row = side_by_side(video, len(prompt), truth)
         save_video(self.out, row, fps=self.fps, scale=max(1, 128 // video.shape[-1]))
@@ -135,11 +132,12 @@ class Train:
     """Train a transformer on digits, with a bundled tokenizer or one of its own.
 
     Args:
+        source: the preset's own kind of clips.
         tokenizer: a bundled one by name, or one by path; None trains one first.
     """
 
     config: TrainingConfig
-    source: tyro.conf.AvoidSubcommands[MovingDigits | PongWorld]
+    source: Any
     tokenizer: str | None
 
     def run(self) -> None:

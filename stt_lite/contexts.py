@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stt_lite.moving_mnist import Batch, MovingDigits
+from stt_lite.moving_mnist import Batch, MovingDigits, Source
 from stt_lite.runs import Share, Step
 from stt_lite.sampling import continued
 from stt_lite.tokenizer import Tokenizer
@@ -135,7 +135,7 @@ class Preset(NamedTuple):
     """What `train` takes: `train(*PRESETS["moving-mnist-tiny"])`."""
 
     config: TrainingConfig
-    source: MovingDigits
+    source: Source
     tokenizer: str
 
 

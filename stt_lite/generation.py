@@ -215,10 +215,9 @@ class VideoModel(nn.Module):
         samples: int = 1,
         temperature: float = 1.0,
         seed: int | None = None,
-        top_k: int | None = None,
-        window: int | None = None,
         progress: bool = False,
         actions: Int[Tensor, "*B T2"] | None = None,
+        **options,
     ) -> Float[Tensor, "B2 S T2 C H W"]:
         """Continue each clip of a batch in `samples` ways.
 
@@ -231,7 +230,7 @@ class VideoModel(nn.Module):
                 clip (T C H W) counts as a batch of one.
             new_frames: frames to generate, at least 1.
             samples: futures S of each clip, at least 1.
-            temperature, seed, top_k, window: see `Sampling`.
+            temperature, seed: see `Sampling`; `options` are its other fields.
             progress: show a bar on stderr.
             actions: what leads to each frame, of the prompt, too, (B T+new_frames).
 
@@ -243,7 +242,7 @@ class VideoModel(nn.Module):
             TypeError, ValueError: a prompt of the wrong type, rank, size or range, a
                 number out of range, a model in training mode, actions that do not fit.
         """
-        sampling = Sampling(temperature, top_k, seed, window)
+        sampling = Sampling(temperature, seed=seed, **options)
         prompt = self.check(prompt, new_frames, samples)
         B, T = prompt.shape[:2]
         leads = self.leads(actions, B, T + new_frames)

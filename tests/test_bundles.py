@@ -115,8 +115,9 @@ def test_unknown_kinds_are_refused_and_new_ones_are_one_line(monkeypatch):
 # Bundling: book/bundle.py
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_a_run_becomes_a_bundle(folder, tmp_path, monkeypatch, half):
+@pytest.mark.parametrize("half, copied", [(False, False), (True, False), (False, True)])
+def test_a_run_becomes_a_bundle(folder, tmp_path, monkeypatch, half, copied):
+    """Also where its tokenizer is that of another bundle."""
     target, metrics = tmp_path / "weights", {"15->5": {"first": 1.0, "mean": 2.0}}
     measured = {"metrics": metrics, "copy_last_frame": metrics}
     monkeypatch.setattr(bundle, "ROOT", tmp_path)
@@ -126,11 +127,14 @@ def test_a_run_becomes_a_bundle(folder, tmp_path, monkeypatch, half):
     for part in ("tokenizer", "transformer"):
         path = folder / f"{part}.json"
         training = {"training": {"out": "/a/folder", "minutes": 2}}
+        if copied and part == "tokenizer":
+            training = {"copied_from": "moving-mnist-tiny"}
         path.write_text(json.dumps(read_record(path) | training))
     bundle.main(bundle.Args(folder, "mine", half=half, note="short"))
     for part in ("tokenizer", "transformer"):
         record = read_record(target / f"mine-{part}.json")
-        assert record["training"] == {"minutes": 2} and record["note"] == "short"
+        trained = None if copied and part == "tokenizer" else {"minutes": 2}
+        assert record.get("training") == trained and record["note"] == "short"
         assert (
             read_record(tmp_path / "book" / "results" / f"mine-{part}.json") == record
         )

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, fields
 
 import pytest
 import torch
@@ -18,8 +19,11 @@ from models import small_model
 from stt_lite import cli, commands
 from stt_lite.bundles import load_pretrained, pretrained
 from stt_lite.cli import main
+from stt_lite.contexts import PRESETS
 from stt_lite.files import read_record, save_weights
+from stt_lite.media import WRITERS
 from stt_lite.moving_mnist import moving_mnist
+from stt_lite.sampling import Sampling
 from stt_lite.video import bouncing_square, load_video, save_video
 
 TINY = "--width 16 --layers 1 --heads 2 --batch 2 --checkpoint-seconds 600".split()
@@ -102,6 +106,20 @@ def test_a_prompt_is_taken_at_the_rate_of_training(call, tmp_path):
     assert "10 frames taken per second, the last 8 of 20 frames taken" in out
     code, _, error = call(f"generate --bundle {own}")
     assert code == 2 and "continue a prompt of your own" in error
+
+
+def test_a_new_writer_and_a_new_option_are_known_at_once(call, tmp_path, monkeypatch):
+    monkeypatch.setitem(WRITERS, ".webm", (1000, "-c:v libvpx-vp9 -crf 5 -b:v 0"))
+    assert call("generate --bundle RUN --prompt-frames 3 --out a.webm")[0] == 0
+    assert len(load_video(tmp_path / "a.webm")) == 8
+    assert "out must end in .gif or .mp4 or .webm" in call("generate --out a.avi")[2]
+    told = call("generate --help")[1]
+    for field in fields(Sampling):
+        assert f"--{field.name.replace('_', '-')} " in told
+    words = "generate --bundle RUN --prompt-frames 3 --temperature 2 --seed 3 --out "
+    assert call(words + "b.gif")[0] == call(words + "c.gif --window 2")[0] == 0
+    b, c = (load_video(tmp_path / name) for name in ("b.gif", "c.gif"))
+    assert not torch.equal(b, c)
 
 
 # --- what a user can cause is one line, and exit code 2
@@ -257,6 +275,28 @@ def test_a_preset_is_trained_as_told(call, tmp_path, monkeypatch):
     assert (source.size, source.digits) == (16, 2) and tokenizer == "moving-mnist-tiny"
     assert (second.minutes, second.patch, other) == (0.5, 2, "other")
     assert (larger.size, larger.digits) == (64, 2) and str(tmp_path) in out
+
+
+@dataclass(frozen=True)
+class Squares:
+    """A kind of clips that no command knows."""
+
+    size: int = 16
+    side: int = 6
+
+    @property
+    def data(self):
+        return {"content": "squares"}
+
+
+def test_a_preset_brings_its_own_kind_of_clips(call, tmp_path, monkeypatch):
+    seen, preset = [], PRESETS["moving-mnist-tiny"]._replace(source=Squares())
+    monkeypatch.setitem(PRESETS, "squares", preset)
+    monkeypatch.setattr(commands, "train", lambda *a: seen.append(a) or tmp_path)
+    assert call("train squares --side 4 --steps 5")[0] == 0
+    assert seen[0][0].steps == 5 and seen[0][1] == Squares(side=4)
+    assert "16x16 pixels, squares" in call("train --help")[1]
+    assert call("train squares --digits 2")[0] == 2
 
 
 def test_digits_are_trained(call, tmp_path):

@@ -14,28 +14,30 @@ import torch
 import stt_lite as stt
 from stt_lite import evaluation
 from stt_lite.evaluation import (
-    METRICS,
     PROTOCOLS,
     Forecast,
-    absolute_error,
-    centroid,
     copy_last_frame,
     empty_frame,
     evaluate,
     evaluate_model,
     evaluation_table,
     expected_best,
-    ink,
     many_futures,
     mean_of,
     on_canonical,
-    psnr,
     rollout_error,
-    squared_error,
-    ssim,
     without_chance,
 )
 from stt_lite.files import records
+from stt_lite.metrics import (
+    METRICS,
+    absolute_error,
+    centroid,
+    ink,
+    psnr,
+    squared_error,
+    ssim,
+)
 from stt_lite.moving_mnist import moving_mnist
 
 

@@ -19,16 +19,11 @@ from perceptual import frechet_distance, perceptual
 from rivals import ConvLSTM, ConvLSTMCell, LatentVelocity
 from spoil import SpoilConfig, blur, hide
 from stt_lite.contexts import TrainingConfig
-from stt_lite.evaluation import (
-    PROTOCOLS,
-    ink,
-    rollout_error,
-    squared_error,
-    without_chance,
-)
+from stt_lite.evaluation import PROTOCOLS, rollout_error, without_chance
 from stt_lite.files import read_record, results_folder
 from stt_lite.game_clips import GAME_TOKENIZER, find_ball
 from stt_lite.machines import seed_everything
+from stt_lite.metrics import ink, squared_error
 from stt_lite.moving_mnist import MovingDigits, moving_mnist
 from stt_lite.runs import Step
 from stt_lite.transformer import SpatialTemporalTransformer

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stt_lite.evaluation import centroid, ink, squared_error, without_chance
+from stt_lite.evaluation import without_chance
 from stt_lite.generation import VideoModel
+from stt_lite.metrics import centroid, ink, squared_error
 
 Clip = Float[Tensor, "T C H W"]
 

@@ -14,14 +14,7 @@ from pathlib import Path
 import torch
 
 from stt_lite.contexts import TrainingConfig
-from stt_lite.evaluation import (
-    copy_last_frame,
-    evaluate,
-    mean_of,
-    psnr,
-    squared_error,
-    without_chance,
-)
+from stt_lite.evaluation import copy_last_frame, evaluate, mean_of, without_chance
 from stt_lite.files import read_record, write_file
 from stt_lite.game_clips import (
     GAME_TOKENIZER,
@@ -32,6 +25,7 @@ from stt_lite.game_clips import (
 )
 from stt_lite.games import play_games
 from stt_lite.generation import VideoModel
+from stt_lite.metrics import psnr, squared_error
 from stt_lite.pipeline import train_tokenizer
 from stt_lite.quantizers import codebook_usage
 from stt_lite.tokenizer import Tokenizer

@@ -13,12 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import stt_lite as stt
-from stt_lite.evaluation import (
-    PROTOCOLS,
-    check_pair,
-    copy_last_frame,
-    without_chance,
-)
+from stt_lite.evaluation import PROTOCOLS, check_pair, copy_last_frame, without_chance
 
 Clips = Float[Tensor, "B T C H W"]
 

@@ -24,7 +24,6 @@ from typing import Literal
 import torch
 
 from stt_lite.contexts import TrainingConfig
-from stt_lite.evaluation import psnr, ssim
 from stt_lite.files import (
     read_record,
     results_folder,
@@ -33,6 +32,7 @@ from stt_lite.files import (
     write_file,
 )
 from stt_lite.machines import hardware
+from stt_lite.metrics import psnr, ssim
 from stt_lite.photographs import Photographs, high_frequency_power, power_spectrum
 from stt_lite.pipeline import train_tokenizer
 from stt_lite.quantizers import codebook_usage, perplexity

@@ -17,8 +17,9 @@ import tyro
 
 import stt_lite as stt
 from stt_lite import runs
-from stt_lite.evaluation import ink, without_chance
+from stt_lite.evaluation import without_chance
 from stt_lite.files import read_record, write_file
+from stt_lite.metrics import ink
 from stt_lite.pipeline import run_record
 from stt_lite.training import fit
 

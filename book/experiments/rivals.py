@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stt_lite.evaluation import squared_error
+from stt_lite.metrics import squared_error
 from stt_lite.moving_mnist import Batch, Source
 from stt_lite.runs import Step
 from stt_lite.tokenizer import Tokenizer
