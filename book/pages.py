@@ -10,6 +10,7 @@ from docutils.nodes import make_id
 from sphinx.ext.mathjax import MATHJAX_URL
 from sphinx.util import logging
 
+import dark
 import manners
 import vendor
 from cells import read_notebooks
@@ -199,6 +200,7 @@ def setup(app):
     app.connect("autodoc-process-docstring", link_to_section, priority=600)
     app.connect("html-page-context", drop_scripts, priority=900)
     app.connect("build-finished", typeset_formulas)
+    app.connect("build-finished", dark.draw_for_dark)
     app.connect("build-finished", leave_search_to_its_page)
     app.connect("build-finished", keep_used_icons)
     app.connect("build-finished", lead_to_new_pages)
