@@ -576,6 +576,28 @@ def test_an_index_fits_a_phone(open_page):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+# Dark pages
+
+ON_CARDS = """() => [...document.querySelectorAll('div.cell_output img')]
+    .filter(e => e.checkVisibility() && getComputedStyle(e).backgroundColor
+        != 'rgba(0, 0, 0, 0)').map(e => e.src)"""
+SHOWN = """() => [...document.querySelectorAll('img[data-paper]')]
+    .filter(e => e.checkVisibility()).map(e => e.dataset.paper)"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_figures_are_drawn_for_light_and_for_dark(open_page, scheme):
+    for name in CHAPTERS:
+        opened = open_page(name, color_scheme=scheme)
+        assert set(opened.page.evaluate(SHOWN)) <= {scheme}
+        other = [url for url in opened.requests if ".dark.png" in url]
+        assert scheme == "dark" or not other  # no reader loads both
+        if scheme == "dark":
+            left = opened.page.evaluate(ON_CARDS)
+            assert not [url for url in left if url.endswith(".png")]
+        opened.page.close()
+
+
 # Access: what axe finds critical or serious
 
 AXE = vendor.WORK / "node_modules" / "axe-core" / "axe.min.js"
@@ -722,8 +744,9 @@ def start_playing(page, frames: int = 1):
     return place
 
 
-def test_a_game_is_there_at_once_and_the_model_when_it_is_wanted(serve):
-    page, asked, errors = serve(PONG, viewport=LAPTOP)
+@pytest.mark.parametrize("name", [PONG, FRONT])
+def test_a_game_is_there_at_once_and_the_model_when_it_is_wanted(serve, name):
+    page, asked, errors = serve(name, viewport=LAPTOP)
     page.wait_for_selector(".stt-pong[data-ready]")
     first = court(page)
     page.wait_for_timeout(500)
