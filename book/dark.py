@@ -71,20 +71,21 @@ def for_dark(picture: Image.Image) -> Image.Image:
 
 def draw_for_dark(app, exception):
     """Beside each figure of a chapter its dark one, which a dark page shows instead."""
-    out, drawn = Path(app.outdir), set()
+    out, sizes = Path(app.outdir), {}
     for path in [] if exception else (out / "notebooks").glob("*.html"):
         text = path.read_text(encoding="utf-8")
 
         def both(match):
             source = (path.parent / unquote(html.unescape(match[1]))).resolve()
-            if source not in drawn:
+            if source not in sizes:
                 with Image.open(source) as picture:
                     dark = for_dark(picture)
                 dark.save(source.with_suffix(".dark.png"), optimize=True)
-                drawn.add(source)
+                sizes[source] = 'width="{}" height="{}"'.format(*dark.size)
             light = match[0].replace("<img", '<img data-paper="light"', 1)
             dark = match[0].replace(".png", ".dark.png", 1)
-            dark = dark.replace("<img", '<img data-paper="dark" loading="lazy"', 1)
+            late = f'<img data-paper="dark" loading="lazy" {sizes[source]}'  # its place
+            dark = dark.replace("<img", late, 1)
             return light + dark
 
         after = IMAGE.sub(both, text)

@@ -512,7 +512,8 @@ def test_pixels_are_enlarged_by_whole_numbers(open_page, width):
     page.wait_for_selector(".stt-front[data-ready]")
     page.wait_for_timeout(200)
     widths = page.evaluate(
-        "[...document.querySelectorAll('.stt-panels canvas')]"
+        "[...document.querySelectorAll('.stt-panels canvas, .stt-court canvas, "
+        ".stt-stage')]"
         ".map(c => [c.clientWidth / c.width, c.getBoundingClientRect().right])"
     )
     assert widths and all(times == int(times) >= 1 for times, _ in widths)
