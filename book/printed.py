@@ -24,6 +24,8 @@ DROPPED = (
     "script, noscript, nav, .prev-next-footer, a.headerlink, .stt-generate, .stt-pong, "
     ".stt-thrown, .stt-start, [data-paper=dark], div.tag_setup"
 )
+# Head and article; a page's lists of all pages are long, and not printed.
+PRINTED = re.compile(r"<head>.*?</head>|<article\b.*?</article>", re.DOTALL)
 PAGE = """\
 <!DOCTYPE html>
 <html lang="en" data-theme="light" data-mode="light">
@@ -89,7 +91,8 @@ def one_page(pages: Path, names: list[str]) -> str:
     """These pages as one, with links as from the folder of all pages."""
     styles, articles = [], []
     for name in names:
-        page = BeautifulSoup((pages / name).read_bytes(), "html.parser")
+        text = (pages / name).read_text(encoding="utf-8")
+        page = BeautifulSoup("".join(PRINTED.findall(text)), "html.parser")
         for link in page.select('head link[rel="stylesheet"]'):
             link["href"] = beside(name, link["href"].split("?")[0])
             styles.append(str(link))
