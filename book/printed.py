@@ -36,6 +36,7 @@ PAGE = """\
 <style>
 body, .bd-content {{ display: block; }}
 article.bd-article {{ padding: 0; break-before: page; }}
+article.bd-article section > h1 {{ display: block !important; }}
 article.bd-article:first-of-type {{ break-before: auto; }}
 </style>
 </head>
