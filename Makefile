@@ -1,6 +1,6 @@
 # "make help" lists what there is.
 .DEFAULT_GOAL := help
-.PHONY: help book test lint format bench lab notebooks extract stamp serve clean
+.PHONY: help book print test lint format bench lab notebooks extract stamp serve clean
 
 .NOTPARALLEL:
 
@@ -38,6 +38,9 @@ book: $(READY) ## build the pages into _build/html, and generate a first continu
 	@$(BIN)/python book/browser.py
 	@$(BIN)/stt-lite generate --samples 3 --out _build/continuation.gif
 	@echo "The book is in $(PAGES). Open $(CURDIR)/$(PAGES)/book/index.html in a browser, or run: make serve"
+
+print: $(READY) ## print the built pages into one PDF, _build/stt_lite.pdf (needs Chromium)
+	@$(BIN)/python book/printed.py
 
 test: lint ## run every notebook and compare its outputs, then the tests
 	$(PYTEST) --nbval notebooks

@@ -32,8 +32,12 @@ def execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+    quiet = ["--log-level=ERROR"]  # no word that sockets of this machine are not secret
     runner = ExecutePreprocessor(
-        timeout=None, kernel_name="python3", record_timing=False
+        timeout=None,
+        kernel_name="python3",
+        record_timing=False,
+        extra_arguments=quiet,
     )
     runner.preprocess(notebook, {"metadata": {"path": str(path.resolve().parent)}})
     nbformat.write(steady(notebook), path)

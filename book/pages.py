@@ -10,7 +10,9 @@ from docutils.nodes import make_id
 from sphinx.ext.mathjax import MATHJAX_URL
 from sphinx.util import logging
 
+import dark
 import manners
+import tried
 import vendor
 from cells import read_notebooks
 
@@ -194,11 +196,13 @@ def lead_to_new_pages(app, exception):
 def setup(app):
     app.stt_sections = sections_of_exports()
     manners.connect(app)
+    app.connect("source-read", tried.fill_in)
     app.connect("config-inited", choose_scripts)
     app.connect("autodoc-process-docstring", plain_text_to_rst, priority=400)
     app.connect("autodoc-process-docstring", link_to_section, priority=600)
     app.connect("html-page-context", drop_scripts, priority=900)
     app.connect("build-finished", typeset_formulas)
+    app.connect("build-finished", dark.draw_for_dark)
     app.connect("build-finished", leave_search_to_its_page)
     app.connect("build-finished", keep_used_icons)
     app.connect("build-finished", lead_to_new_pages)

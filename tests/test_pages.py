@@ -512,7 +512,8 @@ def test_pixels_are_enlarged_by_whole_numbers(open_page, width):
     page.wait_for_selector(".stt-front[data-ready]")
     page.wait_for_timeout(200)
     widths = page.evaluate(
-        "[...document.querySelectorAll('.stt-panels canvas')]"
+        "[...document.querySelectorAll('.stt-panels canvas, .stt-court canvas, "
+        ".stt-stage')]"
         ".map(c => [c.clientWidth / c.width, c.getBoundingClientRect().right])"
     )
     assert widths and all(times == int(times) >= 1 for times, _ in widths)
@@ -574,6 +575,28 @@ def test_every_box_of_the_model_and_every_chapter_is_a_link(open_page):
 def test_an_index_fits_a_phone(open_page):
     page = open_page("genindex.html", viewport=PHONE).page
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+# Dark pages
+
+ON_CARDS = """() => [...document.querySelectorAll('div.cell_output img')]
+    .filter(e => e.checkVisibility() && getComputedStyle(e).backgroundColor
+        != 'rgba(0, 0, 0, 0)').map(e => e.src)"""
+SHOWN = """() => [...document.querySelectorAll('img[data-paper]')]
+    .filter(e => e.checkVisibility()).map(e => e.dataset.paper)"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_figures_are_drawn_for_light_and_for_dark(open_page, scheme):
+    for name in CHAPTERS:
+        opened = open_page(name, color_scheme=scheme)
+        assert set(opened.page.evaluate(SHOWN)) <= {scheme}
+        other = [url for url in opened.requests if ".dark.png" in url]
+        assert scheme == "dark" or not other  # no reader loads both
+        if scheme == "dark":
+            left = opened.page.evaluate(ON_CARDS)
+            assert not [url for url in left if url.endswith(".png")]
+        opened.page.close()
 
 
 # Access: what axe finds critical or serious
@@ -722,8 +745,9 @@ def start_playing(page, frames: int = 1):
     return place
 
 
-def test_a_game_is_there_at_once_and_the_model_when_it_is_wanted(serve):
-    page, asked, errors = serve(PONG, viewport=LAPTOP)
+@pytest.mark.parametrize("name", [PONG, FRONT])
+def test_a_game_is_there_at_once_and_the_model_when_it_is_wanted(serve, name):
+    page, asked, errors = serve(name, viewport=LAPTOP)
     page.wait_for_selector(".stt-pong[data-ready]")
     first = court(page)
     page.wait_for_timeout(500)

@@ -7,6 +7,7 @@ import { tiles } from "./pictures.js";
 import { colours } from "./player.js";
 
 const NAMES = ["first", "second", "third"];
+const SHOWN = 256; // pixels on the screen, as in stt.css
 const COLOURS = ["#e8833a", "#5aa9e6", "#7bc47f"];
 
 export class Stage {
@@ -23,7 +24,8 @@ export class Stage {
 
   layOut(place) {
     const { size } = this;
-    this.canvas = element("canvas", { width: 5 * size, height: 5 * size, className: "stt-stage", aria: { role: "img", label: "the first frame; drag from a digit to push it" } });
+    this.times = Math.floor(SHOWN / size);
+    this.canvas = element("canvas", { width: this.times * size, height: this.times * size, className: "stt-stage", aria: { role: "img", label: "the first frame; drag from a digit to push it" } });
     this.canvas.addEventListener("pointerdown", (event) => this.aim(event));
     const rows = this.digits.map((digit, k) => this.row(digit, k));
     const places = button("Other places", () => this.move());
@@ -83,14 +85,14 @@ export class Stage {
   }
 
   draw() {
-    const [context, { size }] = [this.canvas.getContext("2d"), this];
+    const [context, { size, times }] = [this.canvas.getContext("2d"), this];
     const small = new OffscreenCanvas(size, size);
     small.getContext("2d").putImageData(new ImageData(colours(this.clip(1)[0], [1, size, size]), size, size), 0, 0);
     context.imageSmoothingEnabled = false;
-    context.drawImage(small, 0, 0, 5 * size, 5 * size);
+    context.drawImage(small, 0, 0, times * size, times * size);
     this.digits.forEach((digit, k) => {
-      const [x, y] = this.centre(digit).map((v) => 5 * v), angle = (digit.angle * Math.PI) / 180;
-      const long = 1.1 * size, [toX, toY] = [x + long * Math.cos(angle), y + long * Math.sin(angle)];
+      const [x, y] = this.centre(digit).map((v) => times * v), angle = (digit.angle * Math.PI) / 180;
+      const long = SHOWN / 4, [toX, toY] = [x + long * Math.cos(angle), y + long * Math.sin(angle)];
       context.strokeStyle = context.fillStyle = COLOURS[k];
       context.lineWidth = 4;
       context.beginPath();

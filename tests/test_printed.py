@@ -1,0 +1,99 @@
+"""One PDF of the whole book: what is printed of each page, and what comes out."""
+
+import re
+import shutil
+import zlib
+
+import pytest
+from bs4 import BeautifulSoup
+
+from printed import OUT, PAGES, article, contents, main
+
+NAMES = ["book/index.html", "notebooks/01_a.html"]
+PAGE = """<article class="bd-article"><h1 id="a">A<a class="headerlink"
+href="#a">#</a></h1>
+<details><summary>Show code</summary><pre>x = 1</pre></details>
+<a href="../book/index.html#b">b</a> <a href="#a">a</a> <a href="https://x.org">x</a>
+<a href="02_b.html">c</a>
+<img src="../_images/a.png" data-paper="light"><img src="../_images/a.dark.png"
+data-paper="dark"><div class="stt-pong">press</div><script>1</script></article>"""
+
+
+def test_links_lead_into_the_book_and_folds_are_open():
+    found = article(BeautifulSoup(PAGE, "html.parser"), NAMES[1], NAMES)
+    assert [link["href"] for link in found.select("a")] == [
+        "#book-index--b",
+        "#notebooks-01_a--a",
+        "https://x.org",
+        "notebooks/02_b.html",
+    ]
+    assert found.h1["id"] == "notebooks-01_a--a" and found["id"] == "notebooks-01_a"
+    assert found.details.has_attr("open") and "x = 1" in found.text
+    assert [image["src"] for image in found.select("img")] == ["_images/a.png"]
+    assert not found.select("script, .stt-pong")
+
+
+def pages_of(pdf: bytes) -> list[bytes]:
+    """What each page of a PDF of Chromium's draws."""
+    streams = {
+        int(number): zlib.decompress(body)
+        for number, body in re.findall(
+            rb"(\d+) 0 obj\n<<(?:(?!endobj).)*?/FlateDecode(?:(?!endobj).)*?"
+            rb"stream\n(.*?)\nendstream",
+            pdf,
+            re.DOTALL,
+        )
+        if body[:1] == b"x"
+    }
+    pages = re.findall(rb"/Type /Page\n(?:.*?)/Contents (\d+) 0 R", pdf, re.DOTALL)
+    return [streams[int(number)] for number in pages]
+
+
+def titles_of(pdf: bytes) -> list[str]:
+    """The entries of a PDF's outline."""
+    found = []
+    for plain, coded in re.findall(rb"/Title (?:\((.*?)(?<!\\)\)|<(.*?)>)", pdf):
+        if coded:
+            found.append(bytes.fromhex(coded.decode())[2:].decode("utf-16-be"))
+        else:
+            found.append(re.sub(rb"\\(.)", rb"\1", plain).decode("latin-1"))
+    return found
+
+
+def check(path, names) -> None:
+    """Every page of the book is in it, by its title; no page of it is empty."""
+    pdf = path.read_bytes()
+    titles = titles_of(pdf)
+    for name in names:
+        page = BeautifulSoup((PAGES / name).read_bytes(), "html.parser")
+        heading = page.select_one("article h1")
+        heading.select_one(".headerlink").decompose()
+        assert heading.get_text().strip() in titles
+    pages = pages_of(pdf)
+    assert len(pages) > 2 * len(names)
+    drawn = [len(re.findall(rb"\bT[jJ]\b|\bDo\b", page)) for page in pages]
+    assert min(drawn) > 0
+    sparse = sum(count < 8 for count in drawn)
+    assert sparse <= len(names) + 0.05 * len(pages)  # where a chapter ends
+
+
+@pytest.fixture
+def built():
+    if not (PAGES / "book" / "index.html").is_file():
+        pytest.skip('no pages: run "make book"')
+    return contents()
+
+
+def test_two_chapters_become_a_pdf(built, tmp_path):
+    if not shutil.which("chromium"):
+        pytest.skip("no Chromium on this machine")
+    names = [built[1], "book/what_did_not_work.html"]
+    main(PAGES, tmp_path / "two.pdf", names)
+    check(tmp_path / "two.pdf", names)
+    assert not (PAGES / "printed.html").exists()
+
+
+def test_the_whole_book_is_in_its_pdf(built):
+    if not OUT.is_file():
+        pytest.skip('no PDF: run "make print"')
+    check(OUT, built)
