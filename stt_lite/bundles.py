@@ -17,6 +17,7 @@ from stt_lite.layer import transformer_config
 from stt_lite.moving_mnist import Batch, MovingDigits, Source
 from stt_lite.tokenizer import Tokenizer, load_tokenizer, tokenizer_config
 from stt_lite.transformer import count_parameters, load_transformer
+from stt_lite.video import check_type
 
 __all__ = [
     "HELD_OUT",
@@ -68,6 +69,7 @@ def load_pretrained(
         ValueError: an unknown name (a close one is named), damaged files, or two parts
             that do not fit together.
         FileNotFoundError: a folder without the two files.
+        TypeError, RuntimeError: what is no path, no device.
     """
     paths = find_model(name)
     tokenizer = load_tokenizer(paths[0], device)
@@ -159,8 +161,9 @@ def held_out_clips(
 
     Raises:
         ValueError: a record that does not say what kind that is, or a number out of
-            range.
+            range. TypeError: what is no model.
     """
+    check_type(model, VideoModel, "model")
     data = model.record.get("data", {})
     for key, source in HELD_OUT.items():
         if key in data:

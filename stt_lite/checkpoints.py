@@ -157,7 +157,7 @@ def check_fields(config: Any) -> None:
             whole = number is int
             kind = numbers.Integral if whole else numbers.Real
             good = isinstance(value, kind) and not isinstance(value, bool)
-            good = good and RANGES[wanted](value)  # NaN is in none
+            good = good and value <= 2**64 and RANGES[wanted](value)  # NaN is in none
             wanted = f"a whole number {wanted}" if whole else wanted
             value = number(value) if good else value
         else:

@@ -20,7 +20,13 @@ from torch import Tensor
 from stt_lite.files import read_record, write_file
 from stt_lite.moving_mnist import Batch
 from stt_lite.prepare import array_name, find_sources, read_all, split_sources
-from stt_lite.video import check_rate, check_whole
+from stt_lite.video import (
+    check_number,
+    check_rate,
+    check_type,
+    check_whole,
+    new_generator,
+)
 
 __all__ = ["ClipFolder", "prepare_clips"]
 
@@ -72,13 +78,14 @@ def prepare_clips(
         The clips; printed, a summary. A warning names each source that is skipped.
 
     Raises:
-        FileNotFoundError: nothing at `source`.
+        FileNotFoundError, TypeError: nothing at `source`, or what is no path.
         ValueError: nothing that can be used, too few frames to split, a bad option.
         OSError: a folder that cannot be written, a full disk.
     """
     size, frames = check_whole(size, "size"), check_whole(frames, "frames")
+    check_type(gray, bool, "gray")
     options = size, (channels := 1 if gray else 3), (fps := check_rate(fps))
-    if not 0 <= test_share < 1:
+    if check_number(test_share, "test_share", most=1) == 1:
         raise ValueError(f"test_share must be in [0, 1), got {test_share}")
     out = Path(out).expanduser()
     sources, ignored = find_sources(Path(source).expanduser(), out)
@@ -115,6 +122,7 @@ class ClipFolder:
 
     Raises:
         FileNotFoundError: no index.json there, or an array is missing or cut.
+        TypeError: what is no path.
         ValueError: an index.json that `prepare_clips` of this version did not write.
     """
 
@@ -216,7 +224,7 @@ class ClipFolder:
         if split == "train":
             warnings.warn("nothing is held out: clips of training", stacklevel=2)
         check_whole(n, "n", most=self.windows(split))
-        generator = torch.Generator().manual_seed(seed)
+        generator = new_generator(seed)
         chosen = torch.randperm(self.windows(split), generator=generator)[:n]
         return self.read(split, chosen, torch.zeros_like(chosen), frames, device)
 

@@ -69,7 +69,7 @@ class TrainingConfig(TeacherForcing):
         rollout_length: share of a clip's frames that such a rollout replaces at most.
 
     Raises:
-        ValueError: a number out of range.
+        TypeError, ValueError: what is no path, a number out of range.
     """
 
     forecast_share: Share = 0.9

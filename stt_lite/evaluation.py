@@ -14,6 +14,7 @@ from stt_lite.bundles import held_out_clips
 from stt_lite.generation import VideoModel
 from stt_lite.metrics import METRICS, centroid, squared_error
 from stt_lite.moving_mnist import Batch, canonical_test_set
+from stt_lite.video import check_frames, check_whole
 
 __all__ = [
     "PROTOCOLS",
@@ -61,8 +62,14 @@ def evaluate(
     clips: Clips | Batch,
     protocols: tuple[str, ...] = tuple(PROTOCOLS),
 ) -> dict[str, dict[str, list[float]]]:
-    """Each metric of a forecast in each protocol, per new frame, mean over clips."""
+    """Each metric of a forecast in each protocol, per new frame, mean over clips.
+
+    TypeError, ValueError: bad clips, too few frames, an unknown protocol.
+    """
     clips, actions = clips if isinstance(clips, Batch) else Batch(clips)
+    check_frames(clips, "clips", "B T C H W")
+    if unknown := set(protocols) - set(PROTOCOLS):
+        raise ValueError(f"protocols must be of {list(PROTOCOLS)}, got {unknown}")
     results = {}
     for name in protocols:
         prompt, new = PROTOCOLS[name]
@@ -75,7 +82,7 @@ def evaluate(
             given = {} if actions is None else {"actions": actions[i : i + 20, :end]}
             video = forecast(part[:, :prompt], new, **given).float()
             for metric, of in METRICS.items():
-                sums[metric] += of(video, part[:, prompt:end]).double().sum(0)
+                sums[metric] += of(video, part[:, prompt:end]).cpu().double().sum(0)
         results[name] = {m: (total / len(clips)).tolist() for m, total in sums.items()}
     return results
 
@@ -95,8 +102,7 @@ def mean_of(results: list[dict]) -> tuple[dict, dict]:
         for m in metrics:
             values = torch.tensor([r[protocol][m] for r in results]).double()
             mean[protocol][m] = values.mean(0).tolist()
-            several = len(values) > 1
-            spread[protocol][m] = values.mean(1).std().item() if several else None
+            spread[protocol][m] = values.mean(1).std().item() if results[1:] else None
     return mean, spread
 
 
@@ -104,9 +110,10 @@ def evaluate_model(model: VideoModel, n: int = 500, seeds: tuple = (1, 2, 3)) ->
     """The book's protocol: "model" and "copy" on `n` held-out clips of each seed.
 
     Means over the seeds, and under "model_spread" and "copy_spread" their deviations.
+    TypeError, ValueError: what is no model, nothing to draw, a seed that is none.
     """
-    if n < 1 or not seeds:
-        raise ValueError(f"n and seeds must hold something, got {n} and {list(seeds)}")
+    check_whole(n, "n")
+    check_whole(len(seeds), "number of seeds")
     frames = max(sum(protocol) for protocol in PROTOCOLS.values())
     contenders = {"model": without_chance(model), "copy": copy_last_frame}
     table = {"clips": n, "seeds": list(seeds)}
@@ -152,20 +159,12 @@ def rollout_error(
     model: VideoModel | None, clips: Clips, prompt: int, temperature: float = 0.0
 ) -> Float[Tensor, "new"]:
     """Squared error per new frame, mean over clips; without a model, of copying."""
-    new = new_frames_of(clips, prompt)
+    new = clips.shape[1] - check_whole(prompt, "prompt", most=clips.shape[1] - 1)
     if model is None:
         video = copy_last_frame(clips[:, :prompt], new)
     else:
         video = model.generate(clips[:, :prompt], new, 1, temperature, seed=0)[:, 0]
     return squared_error(video[:, -new:], clips[:, prompt:]).mean(0)
-
-
-def new_frames_of(clips: Clips, prompt: int) -> int:
-    """Frames after a prompt; ValueError where there is none, or no prompt."""
-    if not 1 <= prompt < clips.shape[1]:
-        most = f"T - 1 = {clips.shape[1] - 1}"
-        raise ValueError(f"prompt must be between 1 and {most} frames, got {prompt}")
-    return clips.shape[1] - prompt
 
 
 def expected_best(scores: Float[Tensor, "*n S"]) -> Float[Tensor, "*n S"]:
@@ -175,8 +174,8 @@ def expected_best(scores: Float[Tensor, "*n S"]) -> Float[Tensor, "*n S"]:
     """
     S = scores.shape[-1]
     ways = [[math.comb(i, k) / math.comb(S, k + 1) for i in range(S)] for k in range(S)]
-    weights = torch.tensor(ways, dtype=torch.float64, device=scores.device)  # (k i)
-    return (scores.sort(-1).values.double() @ weights.T).to(scores.dtype)
+    weights = torch.tensor(ways, dtype=torch.float64)  # (k i)
+    return (scores.sort(-1).values.cpu().double() @ weights.T).to(scores)
 
 
 @torch.no_grad()
@@ -192,16 +191,15 @@ def many_futures(
         "inside_expected", that of a truth that is one more future. "rank": how many
         futures lie below the truth, in ten classes from none to all (Hamill, 2001).
     """
-    new = new_frames_of(clips, prompt)
+    new = clips.shape[1] - check_whole(prompt, "prompt", most=clips.shape[1] - 1)
     scores = {"psnr": [], "ssim": []}
     spread, inside, ranks = [], [], []
     for i, clip in enumerate(clips):
         video = model.generate(clip[:prompt], new, samples, temperature, seed=i)
         video = video[0, :, prompt:].cpu()  # (S new C H W)
         truth = clip[prompt:].cpu()
-        for metric in scores:
-            of = METRICS[metric](video, truth.expand_as(video))
-            scores[metric].append(of.mean(1))
+        for m in scores:
+            scores[m].append(METRICS[m](video, truth.expand_as(video)).mean(1))
         places, real = centroid(video), centroid(truth)  # (S new 2), (new 2)
         spread.append(places.std(0, correction=min(1, samples - 1)).norm(dim=-1))
         within = (places.amin(0) <= real) & (real <= places.amax(0))

@@ -80,16 +80,19 @@ def save_weights(
         record: what to note of the training: hardware, seconds, clips seen, metrics.
 
     Raises:
-        ValueError: a path that does not end in .safetensors.
+        TypeError, ValueError: no module with a config, no path, or a path that does not
+            end in .safetensors; a record that JSON cannot hold.
         OSError: as in `write_file`.
     """
     path = Path(path).expanduser()
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {path.name!r}")
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be an nn.Module, got {type(module).__name__}")
     config = asdict(module.config)
     state = {name: t.contiguous().cpu() for name, t in module.state_dict().items()}
     weights = save(state, metadata={"config": json.dumps(config)})
-    record = {"config": config, **(record or {})}
+    record = {"config": config, **({} if record is None else record)}
     record["sha256"] = hashlib.sha256(weights).hexdigest()
     write_file(path, weights)
     text = json.dumps(record, indent=2) + "\n"
@@ -196,6 +199,7 @@ def load_weights(
     Raises:
         ValueError: an unknown name, or a file that is cut, altered, or of another kind.
         FileNotFoundError: a path at which there is no file.
+        TypeError, RuntimeError: what is no path, no device.
     """
     path = find_weights(name, kind)
     content = path.read_bytes()
@@ -228,8 +232,11 @@ def results_folder() -> Path:
 def records(pattern: str) -> list[dict]:
     """The records whose file names match, for example "compare-*-seed*".
 
-    FileNotFoundError where there is none: no figure without a record.
+    FileNotFoundError where there is none: no figure without a record. TypeError: a
+    pattern that is no text.
     """
+    if not isinstance(pattern, str):
+        raise TypeError(f"pattern must be of type str, got {type(pattern).__name__}")
     paths = sorted(results_folder().glob(f"{pattern}.json"))
     if not paths:
         raise FileNotFoundError(f"no record {pattern!r} in {results_folder()}")

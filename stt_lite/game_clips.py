@@ -17,7 +17,7 @@ from stt_lite.files import cache_folder
 from stt_lite.games import FIELD, Game, known_game, play_games
 from stt_lite.moving_mnist import Batch
 from stt_lite.tokenizer import TokenizerConfig
-from stt_lite.video import check_whole
+from stt_lite.video import check_whole, new_generator
 from stt_lite.vqgan import VQGANConfig
 
 __all__ = [
@@ -61,7 +61,7 @@ class GameClips:
 
     Raises:
         FileNotFoundError: no index.json there.
-        ValueError: a number out of range.
+        TypeError, ValueError: no path, a number out of range.
     """
 
     channels = 3
@@ -97,7 +97,7 @@ class GameClips:
         self, n, frames=20, seed=0, device="cpu"
     ) -> Float[Tensor, "n T 3 H W"]:
         """Clips of the episodes that are held out."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = new_generator(seed)
         return self.random("test", n, frames, generator, device)
 
     def random(self, split: str, n: int, frames: int, generator, device) -> Tensor:

@@ -229,7 +229,8 @@ def play_games(
         The folder, for `GameClips`.
 
     Raises:
-        ImportError, ValueError: as `play_episode`; what lies in the folder stays.
+        ImportError, TypeError, ValueError: as `play_episode`, or no folder, no games;
+            what lies in the folder stays.
         OSError: a folder that cannot be written, a full disk.
     """
     folder = Path(folder).expanduser()

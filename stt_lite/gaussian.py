@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stt_lite.spatial_attention import RMSNorm
+from stt_lite.video import check_whole
 
 __all__ = [
     "GaussianConvolution",
@@ -63,7 +64,7 @@ class GaussianConvolution(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, kernel_size: int = 3):
         super().__init__()
-        if kernel_size % 2 == 0:
+        if check_whole(kernel_size, "kernel_size") % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
         channels, edge = 2 * channels_out, kernel_size // 2
         self.convolution = nn.Conv2d(channels_in, channels, kernel_size, padding=edge)
@@ -92,6 +93,9 @@ class GaussianLayer(nn.Module):
         kernel_size: odd edge of the convolutions in latent pixels.
         mode: "bottleneck" or "latent".
         noise_channels: channels Z of z in mode "latent"; in "bottleneck" it is E.
+
+    Raises:
+        ValueError: a number out of range, another mode.
     """
 
     def __init__(
@@ -105,6 +109,8 @@ class GaussianLayer(nn.Module):
         if mode not in ("bottleneck", "latent"):
             raise ValueError(f'mode must be "bottleneck" or "latent", got {mode!r}')
         self.mode = mode
+        for n, what in ((width, "width"), (noise_channels, "noise_channels")):
+            check_whole(n, what)
         self.noise_channels = width if mode == "bottleneck" else noise_channels
         if mode == "bottleneck":
             self.normal = GaussianConvolution(width, width, kernel_size)

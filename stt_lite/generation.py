@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Float, Int
@@ -15,7 +16,7 @@ from stt_lite.sampling import Sampling, prefill, rollout
 from stt_lite.temporal_attention import KeyValueCache
 from stt_lite.tokenizer import Tokenizer
 from stt_lite.transformer import SpatialTemporalTransformer
-from stt_lite.video import check_frames, check_whole
+from stt_lite.video import check_frames, check_type, check_whole
 
 __all__ = ["VideoModel"]
 
@@ -51,7 +52,7 @@ def row_noise(
 
 def check_actions(actions, count: int, shape: tuple[int, ...]) -> Tensor:
     """Actions as int64 of that shape; ValueError: others, or not in [0, count)."""
-    x = torch.as_tensor(actions)
+    x = actions if isinstance(actions, Tensor) else torch.as_tensor(np.asarray(actions))
     if x.ndim < len(shape):  # of one clip
         x = x[None]
     if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
@@ -73,7 +74,7 @@ class VideoModel(nn.Module):
         record: what was noted of the training; "data" tells of its clips.
 
     Raises:
-        ValueError: two parts that do not fit together.
+        TypeError, ValueError: what are no such parts, or do not fit together.
     """
 
     def __init__(
@@ -84,7 +85,9 @@ class VideoModel(nn.Module):
     ):
         super().__init__()
         self.tokenizer, self.transformer = tokenizer, transformer
-        self.record = dict(record or {})
+        check_type(tokenizer, Tokenizer, "tokenizer")
+        check_type(transformer, SpatialTemporalTransformer, "transformer")
+        self.record = {} if record is None else dict(record)
         for name in ("latent_channels", "codebook_size"):
             wanted, got = (getattr(p.config, name) for p in (tokenizer, transformer))
             if wanted != got:
@@ -154,7 +157,7 @@ class VideoModel(nn.Module):
 
     def tokens(self, clips: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B T D h w"]:
         """The codewords of real frames."""
-        frames = clips.flatten(0, 1).to(self.transformer.start)
+        frames = clips.flatten(0, 1).to(self.transformer.start.device)
         encoded = [self.tokenizer.encode(part) for part in frames.split(256)]
         codewords = [self.tokenizer.quantize(latents)[0] for latents in encoded]
         return torch.cat(codewords).unflatten(0, clips.shape[:2])
@@ -239,8 +242,8 @@ class VideoModel(nn.Module):
             device. The prompt's frames come back as they were, to the bit.
 
         Raises:
-            TypeError, ValueError: a prompt of the wrong type, rank, size or range, a
-                number out of range, a model in training mode, actions that do not fit.
+            TypeError, ValueError: a prompt, number or actions that do not fit, a model
+                in training mode, a prediction that is not finite.
         """
         sampling = Sampling(temperature, seed=seed, **options)
         prompt = self.check(prompt, new_frames, samples)
@@ -248,11 +251,11 @@ class VideoModel(nn.Module):
         leads = self.leads(actions, B, T + new_frames)
         video = prompt.new_empty(B, samples, T + new_frames, *self.frame_shape)
         video[:, :, :T] = prompt[:, None]
+
+        check_type(progress, bool, "progress")
         bar = tqdm(total=B * samples * new_frames, unit="frame", disable=not progress)
-        groups = self.rollouts(
-            prompt, new_frames, samples, sampling, CACHE_BYTES, leads
-        )
-        for b, s, frames in groups:
+        given = prompt, new_frames, samples, sampling, CACHE_BYTES, leads
+        for b, s, frames in self.rollouts(*given):
             latents = []
             for _ in range(new_frames):
                 latents.append(next(frames))  # (b·s D h w)
@@ -279,6 +282,7 @@ class VideoModel(nn.Module):
         All futures advance together. `options` are those of `Sampling`. `actions` are
         those of `generate`, or a function that is asked for the action (or those of B
         clips) that leads to frame t, for the prompt's at once, then frame by frame.
+        TypeError, ValueError: as in `generate`.
         """
         sampling = Sampling(**options)
         prompt = self.check(prompt, new_frames, samples)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from stt_lite.gaussian import GaussianLayer
 from stt_lite.spatial_attention import RMSNorm, SpatialAttention
 from stt_lite.temporal_attention import KeyValueCache, TemporalAttention
-from stt_lite.video import check_whole
+from stt_lite.video import check_whole, check_wholes
 
 __all__ = ["FeedForward", "TransformerConfig", "TransformerLayer", "transformer_config"]
 
@@ -56,7 +56,9 @@ class TransformerConfig:
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name} must be one of {known}, got {value!r}")
-        check_whole(self.patch, "patch")
+        object.__setattr__(self, "grid", check_wholes(self.grid, "grid", count=2))
+        for name in ("latent_channels", "layers", "codebook_size", "patch"):
+            check_whole(getattr(self, name), name)
         check_whole(self.actions, "actions", least=0)
         if any(n % self.patch for n in self.grid):
             expected = f"divide the latent grid (h, w) = {self.grid}"

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from stt_lite.files import cache_folder
-from stt_lite.video import check_whole
+from stt_lite.video import check_whole, new_generator
 
 __all__ = [
     "STEP",
@@ -159,14 +159,15 @@ def moving_mnist(
         device: where the frames are drawn.
 
     Returns clips in [0, 1], float32. ValueError: a number out of range, an unknown
-    split, or both seed and generator.
+    split, or both seed and generator. TypeError, RuntimeError: what is no generator, no
+    device.
     """
     check_whole(n, "n")
     _check_numbers(frames, size, digits)
     if seed is not None:
         if generator is not None:
             raise ValueError("give either seed or generator, not both")
-        generator = torch.Generator().manual_seed(seed)
+        generator = new_generator(seed)
     side = round(size * 28 / 64)
     bank = mnist_digits(split)
     which = torch.randint(len(bank), (n, digits), generator=generator)
@@ -194,12 +195,17 @@ class Source(Protocol):
     def draw(
         self, n: int, frames: int, generator: torch.Generator | None, device="cpu"
     ) -> Batch:
-        """Clips to train on; `generator` is on the CPU, the clips on `device`."""
+        """Clips to train on; `generator` is on the CPU, the clips on `device`.
+
+        ValueError: a number out of range. TypeError, RuntimeError: what is no
+        generator, no device.
+        """
 
     def held_out(
         self, n: int, frames: int, seed: int = 0, device="cpu"
     ) -> Float[Tensor, "n T C H W"]:
-        """Clips that are never trained on, the same for the same seed."""
+        """Clips that are never trained on, the same for the same seed; errors: as
+        above."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +217,9 @@ class MovingDigits:
         digits: how many move in a clip.
         frames: of a clip to train on.
         stochastic: a digit that bounces off draws a new direction.
+
+    Raises:
+        ValueError: a number out of range.
     """
 
     size: int = 32

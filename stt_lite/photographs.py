@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from stt_lite.moving_mnist import Batch
-from stt_lite.video import check_whole
+from stt_lite.video import check_whole, new_generator
 
 __all__ = ["Photographs", "high_frequency_power", "power_spectrum"]
 
@@ -31,6 +31,9 @@ class Photographs:
     Args:
         size: height and width of a crop, at most 300 pixels: the smallest photograph's.
         split: of `draw` and `tiles`, "train" or "test"; `held_out` takes "test".
+
+    Raises:
+        ValueError: another size or split.
     """
 
     SPLITS = {
@@ -40,7 +43,7 @@ class Photographs:
     frames, channels = 1, 3
 
     def __init__(self, size: int = 128, split: Literal["train", "test"] = "train"):
-        if split not in self.SPLITS:
+        if not isinstance(split, str) or split not in self.SPLITS:
             raise ValueError(f'split must be "train" or "test", got {split!r}')
         self.size, self.split = check_whole(size, "size", most=300), split
         self.pictures = [p for name in self.SPLITS[split] for p in photograph(name)]
@@ -49,6 +52,7 @@ class Photographs:
     def draw(self, n, frames=1, generator=None, device="cpu") -> Batch:
         """Crops, half of them mirrored: pictures and places in them equally likely."""
         check_whole(n, "n")
+        check_whole(frames, "frames")
         chosen = torch.randint(len(self.pictures), (n,), generator=generator)
         places = torch.rand(n, 3, generator=generator)
         crops = []
@@ -65,7 +69,7 @@ class Photographs:
 
     def held_out(self, n, frames=1, seed=0, device="cpu") -> Float[Tensor, "n T 3 H W"]:
         """Crops of whole photographs that are never trained on."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = new_generator(seed)
         return Photographs(self.size, "test").draw(n, frames, generator, device).clips
 
     def tiles(self, device="cpu") -> Float[Tensor, "n 3 size size"]:

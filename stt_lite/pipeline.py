@@ -17,7 +17,7 @@ from stt_lite.runs import Run, RunConfig
 from stt_lite.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
 from stt_lite.training import TeacherForcing, TokenizerObjective, fit
 from stt_lite.transformer import SpatialTemporalTransformer
-from stt_lite.video import check_whole
+from stt_lite.video import check_type, check_whole
 
 __all__ = ["run_record", "shape_of", "train", "train_tokenizer"]
 
@@ -99,6 +99,8 @@ def choose(out: Path, tokenizer: Any) -> tuple[TokenizerConfig, Tokenizer | None
             )
     elif is_named(tokenizer):
         chosen = load_tokenizer(tokenizer)
+    else:
+        check_type(shape, TokenizerConfig, "tokenizer")
     return (shape if chosen is None else chosen.config), chosen
 
 
@@ -122,9 +124,12 @@ def train_tokenizer(
         The tokenizer, in eval mode.
 
     Raises:
-        ValueError: a tokenizer that does not fit the source, or is not the run's own.
+        TypeError, ValueError: arguments of another type, a tokenizer that does not fit
+            the source, or is not the run's own.
         FloatingPointError, OSError, KeyboardInterrupt: as `train`.
     """
+    check_type(config, RunConfig, "config")
+    check_type(source, Source, "source")
     shape, chosen = choose(config.out, tokenizer)
     check_fit(shape, source)
     run = Run(config, "tokenizer", share, source.data | {"tokenizer": tokenizer})
@@ -171,6 +176,7 @@ def train(
         and the checkpoints. `load_pretrained` takes it.
 
     Raises:
+        TypeError: a config, source or tokenizer that is none.
         ValueError: a batch that the processes cannot share evenly, clips of one frame,
             a checkpoint of other settings, a tokenizer that does not fit.
         FloatingPointError: the loss is not finite; lower rates may go on.
@@ -178,7 +184,9 @@ def train(
             a full disk.
         KeyboardInterrupt, SystemExit: at Ctrl-C and SIGTERM, after a checkpoint.
     """
+    check_type(config, TeacherForcing, "config")
     source = MovingDigits() if source is None else source
+    check_type(source, Source, "source")
     check_whole(source.frames, "source.frames", least=2)
     if tokenizer is None:
         tokenizer = TokenizerConfig(channels=source.channels)

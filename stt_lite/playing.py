@@ -15,7 +15,7 @@ from torch import Tensor
 from stt_lite.bundles import HELD_OUT, held_out_clips
 from stt_lite.generation import VideoModel
 from stt_lite.strips import png
-from stt_lite.video import check_whole, save_video, to_bytes
+from stt_lite.video import check_type, check_whole, save_video, to_bytes
 from stt_lite.worlds import FIRST_SEED, KEYS, coloured, find_paddle, pong_game
 
 __all__ = ["PlayedWorld", "play"]
@@ -155,8 +155,11 @@ def play(
         model, seed, temperature, ghost: of a `PlayedWorld`; no ghost without ale-py.
 
     Returns an `ipywidgets.VBox`: its `game` is what is played, its `step()` makes one
-    frame. ValueError: a model without actions.
+    frame. TypeError, ValueError: no model, or one without actions; a bad seed.
     """
+    check_type(model, VideoModel, "model")
+    check_type(ghost, bool, "ghost")
+    check_whole(seed, "seed", least=0)
     on, box = layout(seed)
 
     def show(_=None) -> None:

@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from stt_lite.video import check_whole
+from stt_lite.video import (
+    check_number,
+    check_tensor,
+    check_whole,
+    check_wholes,
+    full_precision,
+)
 
 __all__ = [
     "QUANTIZERS",
@@ -42,6 +48,9 @@ class VectorQuantizer(nn.Module):
         dead_below: a codeword used less often than this share of the average is dead:
             a latent of the batch takes its place; 0 never replaces.
         kmeans_iterations: of the first training batch; 0 keeps the random codebook.
+
+    Raises:
+        ValueError: a number out of range.
     """
 
     def __init__(
@@ -53,8 +62,11 @@ class VectorQuantizer(nn.Module):
         kmeans_iterations: int = 10,
     ):
         super().__init__()
-        self.codebook_size, self.kmeans_iterations = codebook_size, kmeans_iterations
-        self.decay, self.dead_below = decay, dead_below
+        self.codebook_size = check_whole(codebook_size, "codebook_size")
+        check_whole(latent_channels, "latent_channels")
+        self.kmeans_iterations = check_whole(kmeans_iterations, "kmeans_iterations", 0)
+        self.decay = check_number(decay, "decay", most=1)
+        self.dead_below = check_number(dead_below, "dead_below")
         codebook = torch.randn(codebook_size, latent_channels) / codebook_size
         self.register_buffer("codebook", codebook)  # (K D): e
         self.register_buffer("usage", torch.ones(codebook_size))  # (K): N
@@ -66,27 +78,35 @@ class VectorQuantizer(nn.Module):
         return z
 
     def nearest(self, z: Float[Tensor, "n D"]) -> Int[Tensor, "n"]:
-        """Index of the nearest codeword, in pieces whose distances fit into a cache."""
-        squared = self.codebook.square().sum(1)  # (K)
+        """Index of the nearest codeword; TypeError, ValueError: no finite latents."""
+        check_tensor(z, "z", "n D", D=self.codebook.shape[1])
+        return self._nearest(full_precision(z))
+
+    def _nearest(self, z: Float[Tensor, "n D"]) -> Int[Tensor, "n"]:
+        """The same without checks, in pieces whose distances fit into a cache."""
+        codebook = self.codebook.to(z.dtype)
+        squared = codebook.square().sum(1)  # (K)
         nearest = [
-            torch.addmm(squared, piece, self.codebook.T, alpha=-2).argmin(1)
+            torch.addmm(squared, piece, codebook.T, alpha=-2).argmin(1)
             for piece in z.split(2048 if z.device.type == "cpu" else 65_536)
         ]
         return torch.cat(nearest)
 
     def codes(self, indices: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
-        """The codewords that `indices` in [0, K) name."""
-        return self.codebook[indices]
+        """The codewords that `indices` name; TypeError, ValueError: not in [0, K)."""
+        check_tensor(indices, "indices", "...", 0, self.codebook_size - 1, whole=True)
+        return full_precision(self.codebook[indices.long()])
 
     def forward(self, z: Float[Tensor, "B D h w"]) -> tuple[Tensor, Tensor, Tensor]:
         """Codewords, indices and commitment loss; in training the codebook follows."""
         with torch.autocast(z.device.type, enabled=False):
-            z = z.float().movedim(1, -1)  # (B h w D)
+            z = full_precision(z).movedim(1, -1)  # (B h w D)
             flat = z.detach().flatten(0, 2)  # (n D)
             if self.training and not self.initialized:
                 self._kmeans(flat)
-            indices = self.nearest(flat)
-            codewords = self.codes(indices).view_as(z)  # a copy: of before the update
+            nearest = self._nearest if self.training else self.nearest
+            indices = nearest(flat)  # in training the loss tells what is not finite
+            codewords = full_precision(self.codebook[indices]).view_as(z)  # a copy
             if self.training:
                 self._follow(flat, indices)
                 self._revive(flat)
@@ -133,10 +153,10 @@ class VectorQuantizer(nn.Module):
         """Start from k-means on the first batch (Lloyd's algorithm)."""
         self.codebook.copy_(self._random_latents(flat))
         for _ in range(self.kmeans_iterations):
-            count, total = self._count(flat, self.nearest(flat))
+            count, total = self._count(flat, self._nearest(flat))
             mean = total / count.clamp(min=1)[:, None]
             self.codebook.copy_(torch.where(count[:, None] > 0, mean, self.codebook))
-        count, total = self._count(flat, self.nearest(flat))
+        count, total = self._count(flat, self._nearest(flat))
         self.usage.copy_(count.clamp(min=1))
         self.total.copy_(torch.where(count[:, None] > 0, total, self.codebook))
         self.initialized.fill_(True)
@@ -157,38 +177,51 @@ class FiniteScalarQuantizer(nn.Module):
 
     Args:
         levels: number of levels of each channel, each at least 2, such as (8, 8, 4).
+
+    Raises:
+        ValueError: other levels, or more than 2**31 codewords.
     """
 
     def __init__(self, levels: tuple[int, ...]):
         super().__init__()
-        for count in levels:
-            check_whole(count, "levels", least=2)
-        self.codebook_size = math.prod(levels)
+        levels = check_wholes(levels, "levels", least=2)
+        self.codebook_size = check_whole(math.prod(levels), "levels' product", 2, 2**31)
         basis = [math.prod(levels[:i]) for i in range(len(levels))]
         self.register_buffer("levels", torch.tensor(levels), persistent=False)  # (D)
         self.register_buffer("basis", torch.tensor(basis), persistent=False)  # (D)
 
     def bound(self, z: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]:
         """Squashed into (-1, 1), where the codewords are."""
-        return z.float().tanh()
+        return full_precision(z).tanh()
 
     def nearest(self, z: Float[Tensor, "n D"]) -> Int[Tensor, "n"]:
-        """Index of the nearest codeword: each channel's level is one of its digits."""
+        """Index of the nearest codeword; TypeError, ValueError: no finite latents."""
+        check_tensor(z, "z", "n D", D=len(self.levels))
+        return self._nearest(full_precision(z))
+
+    def _nearest(self, z: Float[Tensor, "n D"]) -> Int[Tensor, "n"]:
+        """The same without checks: each channel's level is a digit of the index."""
         level = ((z + 1) / 2 * (self.levels - 1)).round()
         level = level.clamp(min=0).minimum(self.levels - 1)
         return (level.long() * self.basis).sum(-1)
 
     def codes(self, indices: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
-        """The codewords that `indices` in [0, K) name."""
+        """The codewords that `indices` name; TypeError, ValueError: not in [0, K)."""
+        check_tensor(indices, "indices", "...", 0, self.codebook_size - 1, whole=True)
+        return self._codes(indices.long())
+
+    def _codes(self, indices: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
+        """The same without checks."""
         level = indices[..., None] // self.basis % self.levels  # (*shape D)
         return level / (self.levels - 1) * 2 - 1
 
     def forward(self, z: Float[Tensor, "B D h w"]) -> tuple[Tensor, Tensor, Tensor]:
         """Codewords, indices, and a commitment loss that is always zero."""
         with torch.autocast(z.device.type, enabled=False):
-            z = z.float().movedim(1, -1)  # (B h w D)
-            indices = self.nearest(z.detach().flatten(0, 2)).view(z.shape[:-1])
-            quantized = straight_through(z, self.codes(indices))
+            z = full_precision(z).movedim(1, -1)  # (B h w D)
+            nearest = self._nearest if self.training else self.nearest
+            indices = nearest(z.detach().flatten(0, 2)).view(z.shape[:-1])
+            quantized = straight_through(z, self._codes(indices))
         return quantized.movedim(-1, 1), indices, z.new_zeros(())
 
 
@@ -226,5 +259,5 @@ def codebook_usage(indices: Int[Tensor, "..."], codebook_size: int) -> float:
 
 def perplexity(indices: Int[Tensor, "..."], codebook_size: int) -> float:
     """Effective number of codewords: exp of the entropy of their frequencies."""
-    p = torch.bincount(indices.flatten(), minlength=codebook_size).double()
+    p = torch.bincount(indices.flatten(), minlength=codebook_size).cpu().double()
     return torch.special.entr(p / p.sum()).sum().exp().item()

@@ -3,7 +3,6 @@
 
 import itertools
 import math
-import numbers
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -14,7 +13,15 @@ from torch import Tensor
 from stt_lite.temporal_attention import KeyValueCache, rotary
 from stt_lite.tokenizer import Tokenizer
 from stt_lite.transformer import SpatialTemporalTransformer
-from stt_lite.video import check_whole
+from stt_lite.video import (
+    check_number,
+    check_shape,
+    check_tensor,
+    check_type,
+    check_whole,
+    full_precision,
+    new_generator,
+)
 
 __all__ = [
     "Sampling",
@@ -29,7 +36,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Sampling:
-    """How new frames are drawn.
+    """How new frames are drawn; ValueError: a number out of range.
 
     Args:
         temperature: factor on the standard deviation of what is drawn; a token head's
@@ -48,14 +55,13 @@ class Sampling:
     window: int | None = None
 
     def __post_init__(self):
-        t = self.temperature
-        if not isinstance(t, numbers.Real) or not 0 <= t < math.inf:  # NaN fails too
-            raise ValueError(f"temperature must be a number of at least 0, got {t!r}")
+        t = check_number(self.temperature, "temperature")
+        object.__setattr__(self, "temperature", t)
         for name in ("top_k", "window"):
             if getattr(self, name) is not None:
                 check_whole(getattr(self, name), name)
         if self.seed is not None:
-            check_whole(self.seed, "seed", -(2**63), 2**64 - 1)
+            new_generator(self.seed)
 
 
 def snap(
@@ -64,7 +70,7 @@ def snap(
     """The codewords of a prediction: the nearest ones, or a token head's likeliest."""
     if head == "token":
         return tokenizer.codes(prediction.argmax(1))
-    return tokenizer.quantize(prediction.float())[0]
+    return tokenizer.quantize(prediction)[0]
 
 
 def draw_tokens(
@@ -77,6 +83,7 @@ def draw_tokens(
     The largest after Gumbel noise is one (Gumbel, 1954); each row's noise comes from
     its own generator.
     """
+    logits = full_precision(logits)
     if sampling.top_k is not None:
         k = min(sampling.top_k, logits.shape[1])
         least = logits.topk(k, dim=1).values[:, -1:]
@@ -152,13 +159,27 @@ def rollout(
         generators: one for each row, to draw a token head's tokens; None takes the
             likeliest.
         conditions: of each new frame, asked for when it is due.
+
+    Raises:
+        TypeError, ValueError: an argument of another type or shape, a prediction that
+            is not finite.
+        RuntimeError, IndexError: noise of another shape.
     """
+    check_type(net, SpatialTemporalTransformer, "net")
+    check_type(tokenizer, Tokenizer, "tokenizer")
+    check_type(sampling, Sampling, "sampling")
+    for layer in cache or (None,):
+        check_type(layer, KeyValueCache, "each of cache")
+    check_whole(known, "known", least=0)
+    check_shape(latent, "latent", "B D h w", D=net.config.latent_channels)
     head, slots = net.config.head, cache[0].keys.shape[2]
     temperature = sampling.temperature
     for t, (draw, condition) in enumerate(zip(noise, conditions), start=known):
+        check_type(draw, Tensor, "each of noise")
         if t >= slots > 1:  # the cache is full
             cache = keep_start(cache)
         prediction, cache = net.step(latent, cache, draw, None, temperature, condition)
+        check_tensor(prediction, f"prediction of frame {t}", "B C h w")
         if head == "token" and generators and temperature > 0:
             prediction = draw_tokens(prediction, sampling, generators)
         latent = snap(tokenizer, prediction, head)

@@ -10,6 +10,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from stt_lite.video import check_shape, check_whole, check_wholes
+
 __all__ = [
     "MultiHeadAttention",
     "RMSNorm",
@@ -64,8 +66,15 @@ def attention(
     Args:
         q, k, v: of n sequences and N heads, with d channels each.
         mask: True where a query may look, at one key or more; None: everywhere.
-        causal: query i looks at keys 0 to i only; Lq must be Lk (else a ValueError).
+        causal: query i looks at keys 0 to i only; Lq must be Lk.
+
+    Raises:
+        TypeError, ValueError: of another type or shape.
+        RuntimeError, IndexError: of different precision, a mask that does not fit.
     """
+    n, N, _, d = check_shape(q, "q", "n N L d")
+    _, _, L, _ = check_shape(k, "k", "n N L d", n=n, N=N, d=d)
+    check_shape(v, "v", "n N L d", n=n, N=N, L=L, d=d)
     half = q.dtype in (torch.bfloat16, torch.float16)
     if q.device.type == "cpu" and half and k.shape[2] <= SHORT:
         return attention_weights(q, k, mask, causal) @ v  # (n N Lq Lk) @ (n N Lk d)
@@ -106,7 +115,8 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        if heads < 1 or width % heads:
+        check_whole(width, "width")
+        if width % check_whole(heads, "heads"):
             raise ValueError(f"heads must divide width = {width}, got {heads}")
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
@@ -152,9 +162,8 @@ class SpatialAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, grid: tuple[int, int]):
         super().__init__()
-        if min(grid) < 1:
-            raise ValueError(f"grid must be (h, w), both at least 1, got {grid}")
-        self.grid = tuple(grid)
+        self.grid = check_wholes(grid, "grid", count=2)
+        check_whole(width, "width")
         self.norm = RMSNorm(width)
         self.conv = nn.Conv2d(width, width, 3, padding=1, groups=width)
         self.rows = nn.Parameter(0.2 * torch.randn(grid[0], width))

@@ -28,8 +28,10 @@ def named(videos, labels, prompt_frames: int | None) -> tuple[Row, int]:
     if isinstance(videos, Tensor) and videos.ndim == 4:
         videos, labels = videos[None], labels or ""
     labels = [labels] if isinstance(labels, str) else labels
-    labels = labels or [f"sample {i + 1}" for i in range(len(videos))]
-    if len(videos) == 0 or len(labels) != len(videos):
+    if labels is None:
+        labels = [f"sample {i + 1}" for i in range(len(videos))]
+    names = isinstance(labels, list | tuple) and all(isinstance(n, str) for n in labels)
+    if len(videos) == 0 or not names or len(labels) != len(videos):
         raise ValueError(f"labels must name each of {len(videos)} clips, got {labels}")
     for i, clip in enumerate(videos):
         check_frames(clip, f"videos[{i}]")
@@ -89,6 +91,7 @@ def film_strip(
 
     clips, longest = named(videos, labels, prompt_frames)
     columns = len(range(0, longest, check_whole(every, "every")))
+    check_whole(width, "width", most=100_000)
     H, W = (max(clip.shape[axis] for _, clip in clips) for axis in (2, 3))
     scale = max(1, round((width / columns - 8) / W))
     head = 18 if any(name for name, _ in clips) else 0  # room for a name

@@ -1,6 +1,7 @@
 # Made from notebooks/03_vq_autoencoder.ipynb by "make extract".
 """Tokenizer: frames to a small grid of codewords, and back. Built in chapter 03."""
 
+import math
 import os
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,8 +12,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stt_lite.files import load_weights, save_weights
-from stt_lite.quantizers import QUANTIZERS, FiniteScalarQuantizer
-from stt_lite.video import check_frames, check_whole
+from stt_lite.quantizers import QUANTIZERS
+from stt_lite.video import (
+    check_frames,
+    check_number,
+    check_shape,
+    check_tensor,
+    check_type,
+    check_whole,
+    check_wholes,
+)
 
 __all__ = [
     "Tokenizer",
@@ -26,7 +35,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Everything that shapes a tokenizer.
+    """Everything that shapes a tokenizer; ValueError: a field out of its range.
 
     Args:
         channels: channels C of a frame, 1 (grey) or 3 (RGB).
@@ -55,23 +64,24 @@ class TokenizerConfig:
     group_norm: bool = False
 
     def __post_init__(self):
-        object.__setattr__(self, "levels", tuple(self.levels))  # JSON gives back a list
+        object.__setattr__(self, "levels", check_wholes(self.levels, "levels", 2))
         for name in ("downsample", "width", "latent_channels", "codebook_size"):
             check_whole(getattr(self, name), name)
         check_whole(self.residual_blocks, "residual_blocks", least=0)
+        check_number(self.commitment, "commitment")
         if self.downsample < 2 or self.downsample & (self.downsample - 1):
             expected = "a power of two of at least 2"
             raise ValueError(f"downsample must be {expected}, got {self.downsample}")
         if self.width % 16:
             raise ValueError(f"width must be a multiple of 16, got {self.width}")
-        if self.channels not in (1, 3):
+        if check_whole(self.channels, "channels") not in (1, 3):
             raise ValueError(f"channels must be 1 or 3, got {self.channels}")
-        if self.quantizer not in QUANTIZERS:
+        if not isinstance(self.quantizer, str) or self.quantizer not in QUANTIZERS:
             known = ", ".join(QUANTIZERS)
             raise ValueError(f"quantizer must be of {known}, got {self.quantizer!r}")
         if self.quantizer == "fsq":
             D, K = self.latent_channels, self.codebook_size
-            found = len(self.levels), FiniteScalarQuantizer(self.levels).codebook_size
+            found = len(self.levels), math.prod(self.levels)
             if found != (D, K):
                 expected = f"{D} (latent_channels) with product {K} (codebook_size)"
                 raise ValueError(f"levels must be {expected}, got {self.levels}")
@@ -105,10 +115,17 @@ class ResidualBlock(nn.Module):
         return x + self.layers(x)
 
 
+class Entrance(nn.Conv2d):
+    """A convolution that takes its input in any precision."""
+
+    def forward(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B E h2 w2"]:
+        return super().forward(x.to(self.weight.dtype))
+
+
 def encoder(config: TokenizerConfig) -> nn.Sequential:
     """Frames (B C H W) to (B D h w): strided convolutions, residual blocks."""
     widths = config.stage_widths  # finest first, for example [32, 64]
-    down = [nn.Conv2d(config.channels, widths[0], 4, stride=2, padding=1)]
+    down = [Entrance(config.channels, widths[0], 4, stride=2, padding=1)]
     for narrow, wide in pairwise(widths):
         down += [nn.SiLU(), nn.Conv2d(narrow, wide, 4, stride=2, padding=1)]
     blocks = [ResidualBlock(config) for _ in range(config.residual_blocks)]
@@ -124,7 +141,7 @@ def decoder(config: TokenizerConfig) -> nn.Sequential:
     for wide, narrow in pairwise(widths):
         up += [nn.Conv2d(wide, 4 * narrow, 3, padding=1), nn.PixelShuffle(2), nn.SiLU()]
     up += [nn.Conv2d(widths[-1], 4 * config.channels, 3, padding=1), nn.PixelShuffle(2)]
-    spread = nn.Conv2d(config.latent_channels, config.width, 3, padding=1)
+    spread = Entrance(config.latent_channels, config.width, 3, padding=1)
     return nn.Sequential(spread, *blocks, *up)
 
 
@@ -134,10 +151,12 @@ class Tokenizer(nn.Module):
     `encode` gives continuous latents, `quantize` snaps them to codewords, `decode`
     makes frames (van den Oord et al., 2017). `encode` ends in the quantizer's
     `bound`, so latents live in the codewords' space: a codeword quantizes to itself.
+    TypeError: a config that is none.
     """
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
+        check_type(config, TokenizerConfig, "config")
         self.config = config
         self.encoder = encoder(config)
         self.decoder = decoder(config)
@@ -166,44 +185,46 @@ class Tokenizer(nn.Module):
         self, latents: Float[Tensor, "B D h w"]
     ) -> tuple[Float[Tensor, "B D h w"], Int[Tensor, "B h w"]]:
         """Latents to their nearest codewords, whose gradient passes straight through,
-        and the indices of these in [0, K); ValueError at another rank or D."""
+        and the indices of these in [0, K); TypeError, ValueError: as in `decode`."""
         self.check_latents(latents)
         quantized, indices, _ = self.quantizer(latents)
         return quantized, indices
 
     def decode(self, latents: Float[Tensor, "B D h w"]) -> Float[Tensor, "B C H W"]:
-        """Latents to frames, clamped to [0, 1]; ValueError at another rank or D."""
+        """Latents to frames, clamped to [0, 1].
+
+        Raises:
+            TypeError, ValueError: latents of another type, rank or D, or not finite.
+        """
         self.check_latents(latents)
         return self.decoder(latents).clamp(0, 1)
 
     def codes(self, indices: Int[Tensor, "B h w"]) -> Float[Tensor, "B D h w"]:
-        """The codewords that indices name; ValueError for an index outside [0, K)."""
-        low, high, K = indices.min(), indices.max(), self.quantizer.codebook_size
-        if low < 0 or high >= K:
-            raise ValueError(f"indices must lie in [0, {K}), got {low} to {high}")
+        """The codewords that indices name; TypeError or ValueError for what are none.
+
+        These are whole numbers in [0, K).
+        """
+        most = self.quantizer.codebook_size - 1
+        check_tensor(indices, "indices", "B h w", 0, most, whole=True)
         return self.quantizer.codes(indices).movedim(-1, 1)
 
     @torch.no_grad()
     def reconstruct(
         self, clips: Float[Tensor, "*B C H W"]
     ) -> Float[Tensor, "*B C H W"]:
-        """Frames or clips through encode, quantize and decode, 256 frames at a time."""
-        if not isinstance(clips, Tensor) or clips.ndim not in (4, 5):
-            got = tuple(clips.shape) if isinstance(clips, Tensor) else type(clips)
-            shapes = "(B T C H W) or (B C H W)"
-            raise ValueError(f"clips must have shape {shapes}, got {got}")
+        """Frames or clips through encode, quantize and decode, 256 frames at a time.
+
+        TypeError, ValueError: as in `encode`.
+        """
+        still = isinstance(clips, Tensor) and clips.ndim == 4
+        check_shape(clips, "clips", "B C H W" if still else "B T C H W")
         groups = clips.reshape(-1, *clips.shape[-3:]).split(256)
         decoded = [self.decode(self.quantize(self.encode(g))[0]) for g in groups]
-        return torch.cat(decoded).reshape(clips.shape)
+        return torch.cat(decoded).reshape(clips.shape).to(clips)
 
     def check_latents(self, latents: Tensor) -> None:
-        """ValueError for what is not (B D h w)."""
-        D = self.config.latent_channels
-        if latents.ndim != 4 or latents.shape[1] != D:
-            got = tuple(latents.shape)
-            raise ValueError(
-                f"latents must have shape (B D h w) with D = {D}, got {got}"
-            )
+        """TypeError or ValueError for what is not (B D h w) and finite."""
+        check_tensor(latents, "latents", "B D h w", D=self.config.latent_channels)
 
 
 @torch.no_grad()
@@ -240,7 +261,8 @@ def load_tokenizer(
 ) -> Tokenizer:
     """A bundled tokenizer by name, such as "moving-mnist", or any by path, to evaluate.
 
-    Raises ValueError and FileNotFoundError as `load_weights` does.
+    Raises what `load_weights` does: ValueError, FileNotFoundError, TypeError (no path)
+    and RuntimeError (no device).
     """
 
     def build(fields):

@@ -16,6 +16,7 @@ from stt_lite.runs import AtLeastZero, Positive, Run, RunConfig, Share, Step
 from stt_lite.sampling import continued
 from stt_lite.tokenizer import Tokenizer
 from stt_lite.transformer import SpatialTemporalTransformer, prediction_error
+from stt_lite.video import check_type
 
 __all__ = [
     "Objective",
@@ -83,9 +84,12 @@ def fit(objective: Objective, run: Run, watch: Callable | None = None) -> nn.Mod
 
     Raises:
         FloatingPointError: loss or gradient is not finite; the last checkpoint stays.
+        TypeError: an objective or a run that is none.
         ValueError: the folder's checkpoint belongs to other settings.
         OSError: a folder that cannot be written, a full disk.
     """
+    check_type(objective, Objective, "objective")
+    check_type(run, Run, "run")
     config, accelerator = run.config, run.accelerator
     model = objective.to(run.device).train().model
     optimizer, average = objective.optimizer(), None
@@ -173,7 +177,7 @@ class TeacherForcing(RunConfig):
             save; larger frames, whose summed errors are larger, want a larger one.
 
     Raises:
-        ValueError: as `RunConfig`.
+        TypeError, ValueError: as `RunConfig`.
     """
 
     tokenizer_share: Annotated[float, "in (0, 1)"] = 0.2

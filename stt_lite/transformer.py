@@ -15,6 +15,7 @@ from stt_lite.files import load_weights, save_weights
 from stt_lite.layer import TransformerConfig, TransformerLayer, transformer_config
 from stt_lite.spatial_attention import RMSNorm
 from stt_lite.temporal_attention import KeyValueCache, padding_mask
+from stt_lite.video import check_shape, check_type, check_whole
 
 __all__ = [
     "SpatialTemporalTransformer",
@@ -35,10 +36,14 @@ class TransformerOutput(NamedTuple):
 
 
 class SpatialTemporalTransformer(nn.Module):
-    """Predicts each frame's latents from those of all frames before it."""
+    """Predicts each frame's latents from those of all frames before it.
+
+    TypeError: a config that is none.
+    """
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
+        check_type(config, TransformerConfig, "config")
         c = self.config = config
         self.embed = nn.Linear(c.latent_channels * c.patch**2, c.width)
         self.start = nn.Parameter(0.02 * torch.randn(c.width))  # "before frame 0"
@@ -58,7 +63,7 @@ class SpatialTemporalTransformer(nn.Module):
             latents = torch.where(real[:, :, None, None, None], latents, 0)
         P = self.config.patch
         patches = rearrange(latents, "B T D (h p) (w q) -> B T h w (D p q)", p=P, q=P)
-        return self.embed(patches)
+        return self.embed(patches.to(self.start.dtype))  # any precision comes in
 
     def from_stream(
         self, x: Float[Tensor, "B T hP wP E"]
@@ -76,7 +81,9 @@ class SpatialTemporalTransformer(nn.Module):
         """Place t holds frame t - 1, place 0 the start token; plus the condition."""
         start = self.start.to(frames.dtype).expand_as(frames[:, :1])
         x = torch.cat([start, frames[:, :-1]], dim=1)
-        return x if condition is None else x + condition[:, :, None, None]
+        if condition is None:
+            return x
+        return x + condition[:, :, None, None].to(self.start.dtype)
 
     def run_layers(self, x, noise, seen, temperature, lengths=None, cache=None):
         """All layers: prediction (B T D_or_K h w), KL (B T L), and the cache after."""
@@ -110,12 +117,9 @@ class SpatialTemporalTransformer(nn.Module):
         )
 
     def check_latents(self, latents: Tensor) -> None:
-        """ValueError unless latents are (B T D h w) with the config's (D h w)."""
-        expected = (self.config.latent_channels, *self.config.grid)
-        got = tuple(latents.shape)
-        if len(got) != 5 or got[2:] != expected:
-            shape = f"(B T D h w), (D h w) = {expected}"
-            raise ValueError(f"latents must have shape {shape}, got {got}")
+        """TypeError or ValueError unless latents are (B T D h w) as the config says."""
+        D, (h, w) = self.config.latent_channels, self.config.grid
+        check_shape(latents, "latents", "B T D h w", D=D, h=h, w=w)
 
     def forward(
         self,
@@ -142,7 +146,7 @@ class SpatialTemporalTransformer(nn.Module):
                 embedding of the action that leads to it.
 
         Raises:
-            ValueError: latents or target of another shape than the config's.
+            TypeError, ValueError: latents or target of another type or shape.
         """
         self.check_latents(latents)
         if target is not None and target.shape != latents.shape:
@@ -191,7 +195,7 @@ class SpatialTemporalTransformer(nn.Module):
         else:
             x = self.to_stream(latent[:, None])  # (B 1 hP wP E)
         if condition is not None:
-            x = x + condition[:, None, None, None]
+            x = x + condition[:, None, None, None].to(self.start.dtype)
         noise = self.draw_noise(B, 1) if noise is None else noise[:, None]
         seen = None if target is None else self.to_stream(target[:, None])
         prediction, _, cache = self.run_layers(x, noise, seen, temperature, cache=cache)
@@ -209,8 +213,9 @@ class SpatialTemporalTransformer(nn.Module):
 
         It has `slots` >= T, and knows the start token and all frames but the newest,
         which the next step takes. In mode "latent" each z is drawn from the posterior.
-        ValueError: latents of another shape than the config's, or too few slots.
+        TypeError, ValueError: latents of another type or shape, or too few slots.
         """
+        check_whole(slots, "slots")
         self.check_latents(latents)
         B, T = latents.shape[:2]
         frames = self.to_stream(latents)
@@ -273,7 +278,8 @@ def load_transformer(
 ) -> SpatialTemporalTransformer:
     """A bundled transformer by name, or any by its path, to evaluate.
 
-    Raises ValueError and FileNotFoundError as `load_weights` does.
+    Raises what `load_weights` does: ValueError, FileNotFoundError, TypeError (no path)
+    and RuntimeError (no device).
     """
 
     def build(fields):

@@ -21,9 +21,17 @@ from stt_lite.media import WRITERS, read_frames, replacing, write_frames
 __all__ = [
     "bouncing_square",
     "check_frames",
+    "check_number",
+    "check_pair",
     "check_rate",
+    "check_shape",
+    "check_tensor",
+    "check_type",
     "check_whole",
+    "check_wholes",
+    "full_precision",
     "load_video",
+    "new_generator",
     "save_video",
 ]
 
@@ -44,6 +52,46 @@ def bouncing_square(
     return (inside[:, 0, :, None] & inside[:, 1, None, :])[:, None].float()
 
 
+def check_shape(x, name: str, dims: str, whole: bool = False, **sizes) -> tuple:
+    """The shape; TypeError or ValueError unless `x` is what it should be.
+
+    That is a floating-point tensor (`whole`: of whole numbers) of shape `dims`, such as
+    "B T C H W" or "... C H W", with these `sizes`, no side 0.
+    """
+    if torch.compiler.is_compiling():  # or exporting: a graph can't refuse
+        return tuple(x.shape)
+    wanted = "whole-number" if whole else "floating-point"
+    good = isinstance(x, Tensor) and x.is_floating_point() != whole
+    if not good or x.is_complex() or x.dtype == torch.bool:
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name} must be a {wanted} torch.Tensor, got {got}")
+    shape, letters = tuple(x.shape), dims.split()
+    if letters[0] == "...":
+        letters[:1] = ["..."] * (len(shape) - len(letters) + 1)
+    found = dict(zip(letters, shape))
+    if len(letters) != len(shape) or 0 in shape or found | sizes != found:
+        known = "".join(f", {letter} = {n}" for letter, n in sizes.items())
+        wanted = f"({dims}){known}, none of it 0"
+        raise ValueError(f"{name} must have shape {wanted}, got {shape}")
+    return shape
+
+
+def check_tensor(
+    x, name: str, dims: str, low=-math.inf, high=math.inf, whole=False, **sizes
+) -> None:
+    """Like `check_shape`; and all values must be finite and lie in [low, high]."""
+    check_shape(x, name, dims, whole, **sizes)
+    if torch.compiler.is_compiling():
+        return
+    x = x.detach() if whole else x.detach().float()
+    least, most = torch.stack(x.aminmax()).tolist()
+    if not (low <= least and most <= high and math.isfinite(most - least)):
+        limits = f"values in [{low:g}, {high:g}]"
+        wanted = limits if high < math.inf else "finite values"
+        got = f"values from {least:.4g} to {most:.4g}"
+        raise ValueError(f"{name} must have {wanted}, got {got}")
+
+
 def check_frames(
     frames: Tensor, name="frames", dims="T C H W", channels=None, multiple=1
 ) -> None:
@@ -52,13 +100,9 @@ def check_frames(
     That is a floating-point tensor of shape `dims`, no side 0, with values in [0, 1], 1
     or 3 channels (or `channels`), and height and width divisible by `multiple`.
     """
-    if not isinstance(frames, Tensor) or not frames.is_floating_point():
-        got = frames.dtype if isinstance(frames, Tensor) else type(frames).__name__
-        raise TypeError(f"{name} must be a floating-point torch.Tensor, got {got}")
-    shape, letters = tuple(frames.shape), dims.split()
-    if len(shape) != len(letters) or 0 in shape:
-        raise ValueError(f"{name} must have shape ({dims}), none of it 0, got {shape}")
-    size = dict(zip(letters, shape))
+    check_tensor(frames, name, dims, 0, 1)
+    shape = tuple(frames.shape)
+    size = dict(zip(dims.split(), shape))
     if size["C"] not in ((1, 3) if channels is None else (channels,)):
         wanted = channels or "1 or 3"
         raise ValueError(f"{name} must have {wanted} channels in ({dims}), got {shape}")
@@ -66,31 +110,80 @@ def check_frames(
         raise ValueError(
             f"{name} must have H and W divisible by {multiple}, got {shape}"
         )
-    low, high = (value.item() for value in frames.detach().aminmax())
-    if not (low >= 0.0 and high <= 1.0):  # written so that NaN fails too
-        got = f"values from {low:.4g} to {high:.4g}"
-        raise ValueError(f"{name} must have values in [0, 1], got {got}")
 
 
-def check_whole(value, name: str, least: int = 1, most: float = math.inf) -> int:
+def check_wholes(values, name: str, least: int = 1, count: int | None = None) -> tuple:
+    """Whole numbers (so many, or one at least) as Python's own; else a ValueError."""
+    if not isinstance(values, tuple | list) or len(values) != (count or len(values)):
+        wanted = f"{count or 'some'} whole numbers"
+        raise ValueError(f"{name} must be a tuple of {wanted}, got {values!r}")
+    return tuple(check_whole(value, name, least) for value in values)
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """As float32, or float64 where it is that: what sums and distances are taken in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def check_pair(video, truth, most: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Two videos to compare, in `full_precision`.
+
+    TypeError or ValueError unless both are (... C H W) with values in [0, most], of one
+    shape, on one device.
+    """
+    most, pair = check_number(most, "data_range"), {"video": video, "truth": truth}
+    for name, x in pair.items():
+        check_tensor(x, name, "... C H W", 0, most)
+    got = [f"{tuple(x.shape)} on {x.device}" for x in pair.values()]
+    if got[0] != got[1]:
+        wanted = "one shape, (... C H W), on one device"
+        raise ValueError(f"video and truth must have {wanted}, got {' and '.join(got)}")
+    return full_precision(video), full_precision(truth)
+
+
+MOST = 2**31  # nothing here counts further
+
+
+def check_whole(value, name: str, least: int = 1, most: int = MOST) -> int:
     """A whole number in [least, most] as Python's own, which JSON can hold.
 
     ValueError for anything else, True and 3.0 included; numpy's numbers are welcome.
     """
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole or not least <= value <= most:
-        wanted = f"of at least {least}" if most == math.inf else f"in [{least}, {most}]"
+        wanted = f"of at least {least}" if most == MOST else f"in [{least}, {most}]"
         raise ValueError(f"{name} must be a whole number {wanted}, got {value!r}")
     return int(value)
 
 
+def check_number(value, name: str, least: float = 0.0, most: float = MOST) -> float:
+    """A number in [least, most] as Python's own; ValueError for anything else."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real or not least <= value <= most:  # NaN fails too
+        wanted = (
+            f"of at least {least:g}" if most == MOST else f"in [{least:g}, {most:g}]"
+        )
+        raise ValueError(f"{name} must be a number {wanted}, got {value!r}")
+    return float(value)
+
+
 def check_rate(fps: float | None) -> float | None:
     """Frames per second as Python's own number, or None; ValueError unless above 0."""
-    if fps is None:
-        return None
-    if not isinstance(fps, numbers.Real) or not 0 < fps < math.inf:
+    if fps is not None and (not isinstance(fps, numbers.Real) or not 0 < fps <= MOST):
         raise ValueError(f"fps must be a number above 0, or None, got {fps!r}")
-    return float(fps)
+    return None if fps is None else float(fps)
+
+
+def check_type(value, kind: type, name: str) -> None:
+    """TypeError unless a value is of this class, or answers to this protocol."""
+    if not isinstance(value, kind):
+        got = type(value).__name__
+        raise TypeError(f"{name} must be of type {kind.__name__}, got {got}")
+
+
+def new_generator(seed: int) -> torch.Generator:
+    """A generator on the CPU; ValueError for a seed that has not at most 64 bits."""
+    return torch.Generator().manual_seed(check_whole(seed, "seed", -(2**63), 2**64 - 1))
 
 
 MOST_VALUES = 2**30  # of a clip in memory: 4 GiB
@@ -127,12 +220,13 @@ def load_video(
         fps: at each moment k / fps the latest frame; None: every frame once.
         last: only the last so many frames; a long video is read from near its end.
 
-    Returns the clip, values in [0, 1]. Raises FileNotFoundError, and ValueError for a
-    number out of range or what `read_frames` can't read.
+    Returns the clip, values in [0, 1]. Raises FileNotFoundError, TypeError for what is
+    no path, ValueError for a number out of range or what `read_frames` can't read.
     """
     for name, value in (("frames", frames), ("size", size), ("last", last)):
         if value is not None:
             check_whole(value, name)
+    check_type(gray, bool, "gray")
     if frames and last:
         raise ValueError(f"last must be None where frames is given, got {last}")
     options = size, 1 if gray else 3, check_rate(fps)
@@ -176,7 +270,7 @@ def save_video(
         wanted = f"{', '.join(WRITERS)} or no suffix (images)"
         raise ValueError(f"path must end in {wanted}, got {path}")
     most = WRITERS[kind][0] if kind else 1000
-    if not 0.01 <= fps <= most:
+    if not isinstance(fps, numbers.Real) or not 0.01 <= fps <= most:
         raise ValueError(f"fps must be in [0.01, {most}] for {path.name}, got {fps}")
     others = [p.name for p in path.iterdir()] if not kind and path.is_dir() else []
     if others := [n for n in others if not re.fullmatch(r"frame_\d+\.png", n)]:

@@ -1,7 +1,6 @@
 # Made from notebooks/13_vqgan.ipynb by "make extract".
 """VQGAN: a second network keeps fine detail in the tokenizer. Built in chapter 13."""
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,6 +15,7 @@ from stt_lite.optim import MuonAdamW
 from stt_lite.runs import RunConfig, Step
 from stt_lite.tokenizer import Tokenizer, TokenizerConfig
 from stt_lite.training import TokenizerObjective
+from stt_lite.video import check_number
 
 __all__ = [
     "VQGAN",
@@ -141,10 +141,9 @@ class VQGANConfig:
 
     def __post_init__(self):
         for name in ("adversarial", "matching", "rate", "moving", "perceptual"):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be at least 0, finite, got {value!r}")
-        if not 0 <= self.start <= self.start + self.warmup <= 1:
+            check_number(getattr(self, name), name)
+        start = check_number(self.start, "start", most=1)
+        if start + check_number(self.warmup, "warmup", most=1) > 1:
             got = f"{self.start!r} and {self.warmup!r}"
             raise ValueError(
                 f"start and warmup must be shares of one budget, got {got}"

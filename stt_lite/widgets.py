@@ -26,7 +26,14 @@ from stt_lite.strips import (
     named,
     png,
 )
-from stt_lite.video import to_bytes
+from stt_lite.video import (
+    check_frames,
+    check_rate,
+    check_shape,
+    check_type,
+    check_whole,
+    to_bytes,
+)
 
 __all__ = ["explore", "futures", "live_view", "pick", "scrub", "side_by_side"]
 
@@ -37,7 +44,13 @@ def side_by_side(
     """Clips in a row, as one RGB clip to save, each frame in its border.
 
     `truth` (T C H W), a real clip of as many frames, stands left of the S videos.
+    TypeError, ValueError: what `film_strip` refuses.
     """
+    check_frames(videos, "videos", "S T C H W")
+    check_whole(prompt_frames, "prompt_frames", 0, videos.shape[1])
+    if truth is not None and check_shape(truth, "truth", "T C H W") != videos.shape[1:]:
+        wanted = f"videos' shape, {tuple(videos.shape[1:])}"
+        raise ValueError(f"truth must have {wanted}, got {tuple(truth.shape)}")
     row = [("", video) for video in videos]
     row = row if truth is None else [("truth", truth), *row]
     tiles = [framed(*clip, prompt_frames, scale=1, border=1) for clip in row]
@@ -127,8 +140,7 @@ def pick(
 
     Returns a `ClipPlayer`. TypeError or ValueError: what `film_strip` refuses; bad fps.
     """
-    if not 0 < fps < math.inf:
-        raise ValueError(f"fps must be above 0, got {fps}")
+    fps = check_rate(fps) or 5.0
     sheets, pages, last = Sheets(), [], 0
     for chosen in itertools.product(*(range(len(v)) for v in choices.values())):
         row, longest = named(show(*chosen), labels, prompt_frames)
@@ -137,7 +149,9 @@ def pick(
             [{"name": n, "after": a, **sheets.add(c)} for (n, c), a in zip(row, after)]
         )
         last = max(last, longest)
-    width = width or (256 if len(row) == 1 else 192 if len(row) < 4 else 128)
+    if width is None:
+        width = 256 if len(row) == 1 else 192 if len(row) < 4 else 128
+    check_whole(width, "width")
     axes = choices | {unit: [f"{t} of {last}" for t in range(1, last + 1)]}
     start = list(start) or [0] * len(choices)
     row, _ = named(show(*start), labels, prompt_frames)
@@ -146,7 +160,7 @@ def pick(
         "start": start,
         "pages": pages,
         "sheets": sheets.pictures(),
-        "prompt": prompt_frames,
+        "prompt": None if prompt_frames is None else int(prompt_frames),
         "wanted": max(1, round(width / max(clip.shape[3] for _, clip in row))),
         "fps": fps,
     }
@@ -160,6 +174,7 @@ def scrub(videos, labels=None, *, prompt_frames=None, **options) -> ClipPlayer:
     """Play, pause and drag through one clip or several side by side.
 
     Arguments as in `film_strip`; `options` are fps, width and unit of `pick`.
+    TypeError, ValueError: what these refuse.
     """
     options |= {"labels": labels, "prompt_frames": prompt_frames}
     return pick({}, lambda: videos, **options)
@@ -175,8 +190,12 @@ def futures(
     """Choose a clip and a temperature; scrub S futures beside what really happened.
 
     `videos` holds S futures of n clips at A temperatures; their first `prompt_frames`
-    are those of `truth`.
+    are those of `truth`. TypeError, ValueError: what `scrub` refuses.
     """
+    check_frames(truth, "truth", "n T C H W")
+    n, A = check_shape(videos, "videos", "n A S T C H W", n=len(truth))[:2]
+    if not isinstance(temperatures, list) or len(temperatures) != A:
+        raise ValueError(f"temperatures must be {A} numbers, got {temperatures!r}")
 
     def show(clip: int, temperature: int) -> dict:
         samples = enumerate(videos[clip, temperature], 1)
@@ -193,7 +212,11 @@ def explore(model, clips: Float[Tensor, "B T C H W"], prompt_frames: int = 15):
     For a running kernel. `model` is anything with the `stream` of a `VideoModel`; the
     real `clips` are black after their end. Returns an `ipywidgets.interactive`: its
     `manual_button` generates, its `result` is the `ClipPlayer` of what was generated.
+    TypeError, ValueError: bad clips or prompt_frames, a model that cannot stream.
     """
+    check_frames(clips, "clips", "B T C H W")
+    check_whole(prompt_frames, "prompt_frames", most=clips.shape[1])
+    check_type(getattr(model, "stream", None), Callable, "model.stream")
     import ipywidgets as widgets
     from IPython.display import clear_output, display
 
@@ -233,7 +256,11 @@ def explore(model, clips: Float[Tensor, "B T C H W"], prompt_frames: int = 15):
 
 
 def live_view(every: int = 2):
-    """Loss curves and a film strip, kept fresh: `train(config, watch=live_view())`."""
+    """Loss curves and a film strip, kept fresh: `train(config, watch=live_view())`.
+
+    ValueError: `every`, of the strip's frames, that is no whole number above 0.
+    """
+    check_whole(every, "every")
     import matplotlib.pyplot as plt
     from IPython.display import display
     from matplotlib.ticker import LogLocator

@@ -22,7 +22,7 @@ from stt_lite.files import cache_folder, weights_folder, write_file
 from stt_lite.games import FIELD, GAMES, Player, ball_in, new_console
 from stt_lite.moving_mnist import Batch
 from stt_lite.tokenizer import TokenizerConfig
-from stt_lite.video import check_whole
+from stt_lite.video import check_whole, new_generator
 from stt_lite.vqgan import VQGANConfig
 
 __all__ = [
@@ -161,7 +161,7 @@ class PongWorld:
 
     def held_out(self, n, frames=16, seed=0, device="cpu") -> Batch:
         """Clips of the episodes that are held out, and their keys."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = new_generator(seed)
         return self.clips("test", n, frames, generator, device)
 
     def places(self, split: str, n: int, frames: int, generator) -> tuple:

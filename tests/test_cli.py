@@ -144,7 +144,7 @@ def test_a_new_writer_and_a_new_option_are_known_at_once(call, tmp_path, monkeyp
         ("generate --fps inf", "fps must be in [0.01, 50]"),
         ("generate --device tpu9", "device 'tpu9' can't be used: "),
         ("generate --device cuda:99", "device 'cuda:99' can't be used: "),
-        ("evaluate --clips 0", "n and seeds must hold something"),
+        ("evaluate --clips 0", "n must be a whole number of at least 1, got 0"),
         ("evaluate --canonical 5", "canonical needs frames (1, 64, 64)"),
         ("evaluate --out file/found.json", "out can't be written"),
         ("evaluate --bundle empty", "no file at "),

@@ -172,9 +172,9 @@ def lines_of(path):
 
 # Where the house stands; what it aims at is 4,000 lines, and 1,300 for the model. These
 # numbers only ever fall, except where a feature is new: actions took 105 lines, a world
-# with keys and the playing of it 480, runs that hold their folder 80, and players that
-# need no widget 20.
-PACKAGE, MODEL = 7_310, 2_050
+# with keys and the playing of it 480, runs that hold their folder 80, players that need
+# no widget 20, and refusing what is misused, in any precision, 260.
+PACKAGE, MODEL = 7_585, 2_145
 
 
 def test_the_package_is_small(root):

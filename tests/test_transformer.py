@@ -528,7 +528,7 @@ def test_messages(unchecked):
         (name,) = options
         with pytest.raises(ValueError, match=f"{name} must be .*got {options[name]!r}"):
             TransformerConfig(**options)
-    net, shape = small_net(), r"\(B T D h w\), \(D h w\) = \(4, 3, 5\)"
+    net, shape = small_net(), r"\(B T D h w\), D = 4, h = 3, w = 5"
     sizes = (2, 6, 3, 3, 5), (2, 6, 4, 5, 3), (6, 4, 3, 5)
     for wrong in (torch.randn(size) for size in sizes):
         for method in (net, lambda latents: net.prefill(latents, 6)):

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import stt_lite as stt
-from stt_lite.evaluation import PROTOCOLS, check_pair, copy_last_frame, without_chance
+from stt_lite.evaluation import PROTOCOLS, copy_last_frame, without_chance
+from stt_lite.video import check_pair
 
 Clips = Float[Tensor, "B T C H W"]
 
@@ -60,7 +61,7 @@ def frechet_r3d(video: Clips, truth: Clips) -> float:
 @torch.no_grad()
 def perceptual(video: Clips, truth: Clips) -> dict[str, float]:
     """ "lpips" and "frechet_r3d" of clips with values in [0, 1]."""
-    check_pair(video, truth)
+    video, truth = check_pair(video, truth)
     found = {}
     for measure in (lpips, frechet_r3d):
         try:
