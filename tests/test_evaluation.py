@@ -183,14 +183,14 @@ def test_evaluate_model_takes_the_models_own_kind_of_clips(tiny, monkeypatch):
 
     monkeypatch.setattr(evaluation, "held_out_clips", held_out)
     found = evaluate_model(tiny, 2, (1, 4))
-    assert drawn == [(2, 45, 1), (2, 45, 4)]
+    assert drawn == 2 * [(2, 45, 1), (2, 45, 4)]  # for the model, and for copying
     assert found["copy"]["15->30"]["squared_error"] == [0.0] * 30
     assert found["seeds"] == [1, 4] and found["clips"] == 2
 
 
 @pytest.mark.parametrize("options", [{"n": 0}, {"seeds": ()}])
 def test_evaluate_model_refuses_nothing_to_do(tiny, options):
-    with pytest.raises(ValueError, match="n and seeds must hold something, got"):
+    with pytest.raises(ValueError, match="must be a whole number of at least 1, got 0"):
         evaluate_model(tiny, **options)
 
 
