@@ -10,11 +10,13 @@ from scipy.ndimage import gaussian_filter
 
 import compare
 import game_scores
+import keep_ball
 import photographs
 import stt_lite as stt
 from compare import VARIANTS, take_over, train_variant
 from failures import bounces, explain, worst
 from grow import grow, train_grown
+from keep_ball import Draw
 from perceptual import frechet_distance, perceptual
 from rivals import ConvLSTM, ConvLSTMCell, LatentVelocity
 from spoil import SpoilConfig, blur, hide
@@ -22,6 +24,7 @@ from stt_lite.contexts import TrainingConfig
 from stt_lite.evaluation import PROTOCOLS, rollout_error, without_chance
 from stt_lite.files import read_record, results_folder
 from stt_lite.game_clips import GAME_TOKENIZER, find_ball
+from stt_lite.generation import VideoModel
 from stt_lite.machines import seed_everything
 from stt_lite.metrics import ink, squared_error
 from stt_lite.moving_mnist import MovingDigits, moving_mnist
@@ -541,3 +544,63 @@ def test_the_comparison_of_weights_changes_nothing_else(games, tmp_path):
     assert a["vqgan"] == b["vqgan"] and a["training"] == b["training"]
     assert a["steps"] == b["steps"] == 2 and "out" not in a["training"]
     assert set(a["metrics"]) == set(games.options["games"])
+
+
+# --- what keeps a ball alive
+
+
+@pytest.fixture(scope="module")
+def pong():
+    return stt.load_pretrained("pong")
+
+
+def test_one_pass_at_temperature_0_is_what_generate_makes(pong):
+    """Also when the cache, here a short one, is full."""
+    parts = pong.tokenizer, pong.transformer
+    model = VideoModel(*parts, {"data": {"frames": 3}}).eval()
+    clips, keys = stt.held_out_clips(pong, 2, 14, seed=0)
+    new = keep_ball.rolled(model, clips[:, :2], keys, Draw())
+    options = dict(actions=keys, temperature=0.0, seed=0)
+    wanted = model.generate(clips[:, :2], 12, **options)[:, 0, 2:]
+    torch.testing.assert_close(new, wanted, atol=1e-5, rtol=0)
+
+
+def test_each_pass_keeps_the_surest_and_shows_them(pong):
+    """Two places of four are likelier than the others: they are kept and shown."""
+    logits = torch.zeros(1, 1, 512, 2, 2)
+    logits[0, 0, 7] = torch.tensor([[5.0, 1.0], [2.0, 6.0]])
+    seen = []
+
+    def predict():
+        seen.append(pong.transformer.revealed)
+        second = torch.zeros_like(logits)
+        second[0, 0, 9] = 9.0
+        return (logits if len(seen) == 1 else second), len(seen)
+
+    codewords, rest = keep_ball.in_passes(pong, predict, Draw(passes=3), None)
+    assert [*map(type, seen)] == [type(None), torch.Tensor, torch.Tensor]
+    known = [parts[0, 0, -1].bool().flatten().tolist() for parts in seen[1:]]
+    assert known[0] == [False, False, False, True]
+    assert sum(known[1]) == 2 and known[1][3]
+    tokens = pong.tokenizer.quantize(codewords[:, 0])[1][0].flatten().tolist()
+    assert tokens == [9, 9, 9, 7] and rest == 3
+    assert pong.transformer.revealed is None
+
+
+def test_hidden_tokens_are_not_seen_and_shown_ones_are(pong):
+    config = replace(pong.transformer.config, gaussian="off")
+    net = keep_ball.MaskedTransformer(config).eval()
+    latents = pong.tokens(stt.held_out_clips(pong, 1, 3, seed=0).clips)
+    noise = net.draw_noise(1, 3)
+    known = torch.zeros(1, 3, 10, 10, dtype=torch.bool)
+    made = []
+    for shown in (latents, -latents):
+        for at in (0, 1):
+            known[0, 1, 0, 0] = bool(at)
+            net.revealed = keep_ball.reveal(shown, known)
+            made.append(net(latents, noise=noise).prediction)
+    hidden, kept, other_hidden, other_kept = made
+    assert torch.equal(hidden, other_hidden)
+    for a, b in ((hidden, kept), (kept, other_kept)):
+        differs = (a - b).abs().amax((0, 2, 3, 4)) > 1e-6
+        assert differs.tolist() == [False, True, True]
