@@ -204,8 +204,10 @@ class Source(Protocol):
     def held_out(
         self, n: int, frames: int, seed: int = 0, device="cpu"
     ) -> Float[Tensor, "n T C H W"]:
-        """Clips that are never trained on, the same for the same seed; errors: as
-        above."""
+        """Clips that are never trained on, the same for the same seed.
+
+        ValueError: a number out of range. TypeError, RuntimeError: no device.
+        """
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def fit(objective: Objective, run: Run, watch: Callable | None = None) -> nn.Mod
         ValueError: the folder's checkpoint belongs to other settings.
         OSError: a folder that cannot be written, a full disk.
     """
-    check_type(objective, Objective, "objective")
+    check_type(objective, nn.Module, "objective")
     check_type(run, Run, "run")
     config, accelerator = run.config, run.accelerator
     model = objective.to(run.device).train().model

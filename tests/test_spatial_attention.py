@@ -316,9 +316,12 @@ def test_one_graph():
         ),
         (
             lambda: SpatialAttention(16, 0, (4, 4)),
-            "heads must divide width = 16, got 0",
+            "heads must be a whole number of at least 1, got 0",
         ),
-        (lambda: SpatialAttention(16, 2, (4, 0)), r"both at least 1, got \(4, 0\)"),
+        (
+            lambda: SpatialAttention(16, 2, (4, 0)),
+            "grid must be a whole number of at least 1, got 0",
+        ),
         (
             lambda: SpatialAttention(16, 2, (3, 5))(torch.zeros(1, 1, 5, 3, 16)),
             r"x must have grid \(3, 5\), got shape \(1, 1, 5, 3, 16\)",
