@@ -11,12 +11,13 @@ from scipy.ndimage import gaussian_filter
 import compare
 import game_scores
 import keep_ball
+import masked_tokens
 import photographs
 import stt_lite as stt
 from compare import VARIANTS, take_over, train_variant
 from failures import bounces, explain, worst
 from grow import grow, train_grown
-from keep_ball import Draw
+from masked_tokens import Draw
 from perceptual import frechet_distance, perceptual
 from rivals import ConvLSTM, ConvLSTMCell, LatentVelocity
 from spoil import SpoilConfig, blur, hide
@@ -559,7 +560,7 @@ def test_one_pass_at_temperature_0_is_what_generate_makes(pong):
     parts = pong.tokenizer, pong.transformer
     model = VideoModel(*parts, {"data": {"frames": 3}}).eval()
     clips, keys = stt.held_out_clips(pong, 2, 14, seed=0)
-    new = keep_ball.rolled(model, clips[:, :2], keys, Draw())
+    new = masked_tokens.rolled(model, clips[:, :2], keys, Draw())
     options = dict(actions=keys, temperature=0.0, seed=0)
     wanted = model.generate(clips[:, :2], 12, **options)[:, 0, 2:]
     torch.testing.assert_close(new, wanted, atol=1e-5, rtol=0)
@@ -577,7 +578,7 @@ def test_each_pass_keeps_the_surest_and_shows_them(pong):
         second[0, 0, 9] = 9.0
         return (logits if len(seen) == 1 else second), len(seen)
 
-    codewords, rest = keep_ball.in_passes(pong, predict, Draw(passes=3), None)
+    codewords, rest = masked_tokens.in_passes(pong, predict, Draw(passes=3), None)
     assert [*map(type, seen)] == [type(None), torch.Tensor, torch.Tensor]
     known = [parts[0, 0, -1].bool().flatten().tolist() for parts in seen[1:]]
     assert known[0] == [False, False, False, True]
@@ -589,7 +590,7 @@ def test_each_pass_keeps_the_surest_and_shows_them(pong):
 
 def test_hidden_tokens_are_not_seen_and_shown_ones_are(pong):
     config = replace(pong.transformer.config, gaussian="off")
-    net = keep_ball.MaskedTransformer(config).eval()
+    net = masked_tokens.MaskedTransformer(config).eval()
     latents = pong.tokens(stt.held_out_clips(pong, 1, 3, seed=0).clips)
     noise = net.draw_noise(1, 3)
     known = torch.zeros(1, 3, 10, 10, dtype=torch.bool)
@@ -597,10 +598,22 @@ def test_hidden_tokens_are_not_seen_and_shown_ones_are(pong):
     for shown in (latents, -latents):
         for at in (0, 1):
             known[0, 1, 0, 0] = bool(at)
-            net.revealed = keep_ball.reveal(shown, known)
+            net.revealed = masked_tokens.reveal(shown, known)
             made.append(net(latents, noise=noise).prediction)
     hidden, kept, other_hidden, other_kept = made
     assert torch.equal(hidden, other_hidden)
     for a, b in ((hidden, kept), (kept, other_kept)):
         differs = (a - b).abs().amax((0, 2, 3, 4)) > 1e-6
         assert differs.tolist() == [False, True, True]
+
+
+def test_a_variant_learns_from_hidden_tokens(tmp_path):
+    """Its matrix for shown tokens is new: one step moves it."""
+    options = dict(steps=1, minutes=None, batch=1, out=tmp_path, average=0)
+    config = replace(stt.PRESETS["pong"].config, **options, compile=False)
+    model, record = keep_ball.train_variant("masks", config)
+    assert isinstance(model.transformer, masked_tokens.MaskedTransformer)
+    assert record["steps"] == 1 and record["clips_seen"] == 1
+    seed_everything(config.seed, -2, "cpu")
+    fresh = masked_tokens.MaskedTransformer(model.transformer.config).now.weight
+    assert not torch.equal(model.transformer.now.weight.cpu(), fresh)

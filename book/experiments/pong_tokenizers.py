@@ -18,7 +18,8 @@ from stt_lite.contexts import PRESETS
 from stt_lite.files import check_writable, write_file
 from stt_lite.pipeline import train_tokenizer
 from stt_lite.tokenizer import Tokenizer
-from stt_lite.worlds import PONG_TOKENIZER, PongWorld, find_small_ball
+from stt_lite.worlds import PONG_TOKENIZER, PongWorld
+from world_scores import balls_kept
 
 
 @torch.no_grad()
@@ -27,9 +28,6 @@ def scores(tokenizer: Tokenizer, n: int = 30, frames: int = 20) -> dict:
     source = PongWorld()
     clips = source.held_out(n, frames, seed=4).clips
     again = tokenizer.reconstruct(clips)
-    truth, found = find_small_ball(clips), find_small_ball(again)
-    there = ~truth[..., 0].isnan()
-    near = ((found - truth).abs().amax(-1) <= 1)[there]
     indices = tokenizer.quantize(tokenizer.encode(clips.flatten(0, 1)))[1]
     indices = indices.unflatten(0, clips.shape[:2])
     changed = indices[:, 1:] != indices[:, :-1]
@@ -38,8 +36,7 @@ def scores(tokenizer: Tokenizer, n: int = 30, frames: int = 20) -> dict:
     around = F.max_pool2d(moved, 5 * edge, edge, 2 * edge)[:, 0]  # within two tokens
     still = around.view_as(changed) < 1e-6
     return {
-        "balls": there.sum().item(),
-        "ball_kept": near.float().mean().item(),
+        **balls_kept(clips, again),
         "squared_error": (again - clips).square().sum((2, 3, 4)).mean().item(),
         "tokens_that_change": changed.float().mean().item(),
         "of_these_where_nothing_moves": (changed & still).sum().item()
@@ -79,10 +76,9 @@ def compare_tokenizers(
             kept = ("config", "steps", "clips_seen", "hardware", "torch", "seed")
             record = {key: record[key] for key in kept}
             record["cpu_seconds_per_step"] = seconds / steps
-            write_file(
-                path, (json.dumps(record | scores(tokenizer), indent=1)).encode()
-            )
-            print(path, scores(tokenizer), flush=True)
+            record |= scores(tokenizer)
+            write_file(path, (json.dumps(record, indent=1) + "\n").encode())
+            print(path, flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ record.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -39,11 +40,19 @@ def straight(ball: Float[Tensor, "8 2"], new: int) -> Float[Tensor, "new 2"]:
     return ball[-1] + ahead * (ball[-1] - ball[-2])
 
 
-def followed(model: stt.VideoModel, n: int = 60, new: int = 60) -> dict:
+def surest(model: stt.VideoModel, clips: Tensor, actions: Tensor) -> Tensor:
+    """The frames (B new C H W) after clips (B T C H W), for keys (B T + new)."""
+    T = clips.shape[1]
+    options = dict(actions=actions, temperature=0.0, seed=0)
+    return model.generate(clips, actions.shape[1] - T, **options)[:, 0, T:]
+
+
+def followed(
+    model: stt.VideoModel, n: int = 60, new: int = 60, roll: Callable = surest
+) -> dict:
     """Paddle and ball in `new` frames under the recorded keys, against the truth."""
     clips, actions = stt.held_out_clips(model, n, PROMPT + new, seed=1)
-    options = dict(actions=actions, temperature=0.0, seed=0)
-    video = model.generate(clips[:, :PROMPT], new, **options)[:, 0, PROMPT:]
+    video = roll(model, clips[:, :PROMPT], actions)
     truth = find_small_ball(clips)
     away = (find_paddle(video) - find_paddle(clips[:, PROMPT:])).abs()
     ours, line, frames = 0, 0, 0
@@ -114,15 +123,25 @@ def random_keys(n: int, frames: int, seed: int) -> Int[Tensor, "n T"]:
     return keys.repeat_interleave(6, dim=1)[:, :frames]
 
 
-def drift_clock(model: stt.VideoModel, n: int = 20, new: int = 600) -> dict:
-    """How long rollouts under random keys stay possible."""
+def random_rollouts(
+    model: stt.VideoModel, n: int, new: int, roll: Callable = surest
+) -> Float[Tensor, "n new 3 80 80"]:
+    """Frames that follow held-out prompts under random keys."""
     clips, actions = stt.held_out_clips(model, n, PROMPT, seed=3)
     keys = torch.cat([actions, random_keys(n, new, seed=0)], dim=1)
-    options = dict(actions=keys, temperature=0.0, seed=0)
-    video = model.generate(clips, new, **options)[:, 0, PROMPT:]
+    return roll(model, clips, keys)
+
+
+def judged_by_detectors(video: Tensor, serve: int) -> list[tuple[int, float]]:
+    """What `holds` says of each rollout."""
+    return [holds(find_small_ball(clip), second_ball(clip), serve) for clip in video]
+
+
+def drift_clock(model: stt.VideoModel, n: int = 20, new: int = 600) -> dict:
+    """How long rollouts under random keys stay possible."""
+    video = random_rollouts(model, n, new)
     serve = round(1.5 * longest_serve(model))
-    found = [holds(find_small_ball(clip), second_ball(clip), serve) for clip in video]
-    first, right = zip(*found)
+    first, right = zip(*judged_by_detectors(video, serve))
     return {
         "rollouts": n,
         "frames": new,
@@ -133,21 +152,25 @@ def drift_clock(model: stt.VideoModel, n: int = 20, new: int = 600) -> dict:
     }
 
 
+def balls_kept(clips: Tensor, again: Tensor) -> dict:
+    """How many balls clips show, and the share that a reconstruction keeps."""
+    truth, found = find_small_ball(clips), find_small_ball(again)
+    there = ~truth[..., 0].isnan()
+    near = ((found - truth).abs().amax(-1) <= 1)[there]
+    return {"balls": there.sum().item(), "ball_kept": near.float().mean().item()}
+
+
 def kept(model: stt.VideoModel) -> dict:
     """How often reconstruction keeps a ball, and its squared error."""
     clips = stt.held_out_clips(model, 60, 40, seed=4).clips
     again = model.tokenizer.reconstruct(clips)
-    truth, found = find_small_ball(clips), find_small_ball(again)
-    there = ~truth[..., 0].isnan()
-    near = ((found - truth).abs().amax(-1) <= 1)[there]
     error = (again - clips).square().sum((2, 3, 4)).mean()
     parts = (model.tokenizer.encode(part) for part in clips.flatten(0, 1).split(200))
     with torch.no_grad():
         tokens = torch.cat([model.tokenizer.quantize(part)[1] for part in parts])
     size = model.tokenizer.quantizer.codebook_size
     return {
-        "ball_kept": near.float().mean().item(),
-        "balls": there.sum().item(),
+        **balls_kept(clips, again),
         "reconstruction_squared_error_per_frame": error.item(),
         "codebook_usage": codebook_usage(tokens, size),
     }
