@@ -608,12 +608,12 @@ def test_hidden_tokens_are_not_seen_and_shown_ones_are(pong):
 
 
 def test_a_variant_learns_from_hidden_tokens(tmp_path):
-    """Its matrix for shown tokens is new: one step moves it."""
-    options = dict(steps=1, minutes=None, batch=1, out=tmp_path, average=0)
+    """Its matrix for shown tokens is new, and moves; the first step has rate 0."""
+    options = dict(steps=2, minutes=None, batch=1, out=tmp_path, average=0)
     config = replace(stt.PRESETS["pong"].config, **options, compile=False)
     model, record = keep_ball.train_variant("masks", config)
     assert isinstance(model.transformer, masked_tokens.MaskedTransformer)
-    assert record["steps"] == 1 and record["clips_seen"] == 1
+    assert record["steps"] == record["clips_seen"] == 2
     seed_everything(config.seed, -2, "cpu")
     fresh = masked_tokens.MaskedTransformer(model.transformer.config).now.weight
     assert not torch.equal(model.transformer.now.weight.cpu(), fresh)
