@@ -20,6 +20,8 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from stt_lite.video import check_type
+
 __all__ = [
     "cache_folder",
     "check_writable",
@@ -87,8 +89,7 @@ def save_weights(
     path = Path(path).expanduser()
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {path.name!r}")
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be an nn.Module, got {type(module).__name__}")
+    check_type(module, nn.Module, "module")
     config = asdict(module.config)
     state = {name: t.contiguous().cpu() for name, t in module.state_dict().items()}
     weights = save(state, metadata={"config": json.dumps(config)})
@@ -235,8 +236,7 @@ def records(pattern: str) -> list[dict]:
     FileNotFoundError where there is none: no figure without a record. TypeError: a
     pattern that is no text.
     """
-    if not isinstance(pattern, str):
-        raise TypeError(f"pattern must be of type str, got {type(pattern).__name__}")
+    check_type(pattern, str, "pattern")
     paths = sorted(results_folder().glob(f"{pattern}.json"))
     if not paths:
         raise FileNotFoundError(f"no record {pattern!r} in {results_folder()}")
