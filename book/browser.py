@@ -12,6 +12,7 @@ import copy
 import gzip
 import io
 import json
+import logging
 import sys
 import warnings
 from pathlib import Path
@@ -155,6 +156,7 @@ def export(module: nn.Module, path: Path, outputs: list[str], **inputs: Tensor) 
         contextlib.redirect_stdout(io.StringIO()),
     ):
         warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # no torchvision
         program = torch.onnx.export(
             module.eval(),
             kwargs=inputs,
