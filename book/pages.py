@@ -12,6 +12,7 @@ from sphinx.util import logging
 
 import dark
 import manners
+import opening
 import tried
 import vendor
 from cells import read_notebooks
@@ -196,6 +197,7 @@ def lead_to_new_pages(app, exception):
 def setup(app):
     app.stt_sections = sections_of_exports()
     manners.connect(app)
+    opening.connect(app)
     app.connect("source-read", tried.fill_in)
     app.connect("config-inited", choose_scripts)
     app.connect("autodoc-process-docstring", plain_text_to_rst, priority=400)

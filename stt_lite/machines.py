@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import platform
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -27,6 +28,13 @@ def seed_everything(
     torch.manual_seed(mixed)
     on_cpu = torch.Generator("cpu").manual_seed(mixed + 1)
     return on_cpu, torch.Generator(device).manual_seed(mixed + 2)
+
+
+@contextlib.contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Whatever is seeded and drawn inside: torch's own generators are as before."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        yield
 
 
 def new_accelerator(precision: str = "auto", compiled: bool | None = None):

@@ -185,7 +185,10 @@ class Batch(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """Where clips come from; `data` says in a run's record what they are."""
+    """Where clips come from; `data` says in a run's record what they are.
+
+    A world's source also has `actions`, the number of its keys, which its batches hold.
+    """
 
     size: int
     frames: int  # of a clip that is trained on

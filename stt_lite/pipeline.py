@@ -194,17 +194,15 @@ def train(
     with torch.device("meta"):  # does it all fit? Asked before anything is written
         SpatialTemporalTransformer(shape)
     share = 0.0 if is_named(tokenizer) else config.tokenizer_share
-    cuda = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=cuda):  # the caller's generators stay
-        chosen = train_tokenizer(config, source, tokenizer, watch, share)
-        settings = source.data | {"tokenizer": tokenizer}
-        run = Run(config, "transformer", 1 - share, settings)
-        with run.held():
-            seed_everything(config.seed, -2, run.device)
-            net = SpatialTemporalTransformer(shape)
-            net = fit(config.objective(net, chosen, source), run, watch)
-            if run.main:
-                used = read_record(config.out / "tokenizer.json")["sha256"]
-                record = run_record(run, source.data) | {"tokenizer_sha256": used}
-                save_weights(net, config.out / "transformer.safetensors", record)
+    chosen = train_tokenizer(config, source, tokenizer, watch, share)
+    settings = source.data | {"tokenizer": tokenizer}
+    run = Run(config, "transformer", 1 - share, settings)
+    with run.held():
+        seed_everything(config.seed, -2, run.device)
+        net = SpatialTemporalTransformer(shape)
+        net = fit(config.objective(net, chosen, source), run, watch)
+        if run.main:
+            used = read_record(config.out / "tokenizer.json")["sha256"]
+            record = run_record(run, source.data) | {"tokenizer_sha256": used}
+            save_weights(net, config.out / "transformer.safetensors", record)
     return config.out

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from stt_lite import checkpoints
 from stt_lite.checkpoints import Progress, as_json, check_fields
 from stt_lite.files import check_writable
-from stt_lite.machines import new_accelerator, seed_everything
+from stt_lite.machines import new_accelerator, random_state_kept, seed_everything
 
 __all__ = ["AtLeastZero", "Positive", "Run", "RunConfig", "Share", "Step"]
 
@@ -109,9 +109,8 @@ class Run:
             self.budget = max(1, round(share * config.steps))
         self.settings = as_json(asdict(config) | (settings or {}))
         self.path = config.out / f"{name}.checkpoint"
-        self.next = (
-            config.out / f"{name}-next.checkpoint"
-        )  # until a loss proves it good
+        # The newest one, until a loss proves it good.
+        self.next = config.out / f"{name}-next.checkpoint"
         self.stable = config.out / f"{name}-stable.checkpoint"
         self.accelerator = new_accelerator(config.precision, config.compile)
         self.device = self.accelerator.device
@@ -222,12 +221,15 @@ class Run:
     def held(self) -> Iterator[None]:
         """The folder is this run's alone; Ctrl-C and SIGTERM wait for a checkpoint.
 
+        The caller's random numbers stay as they are.
+
         Raises:
             OSError: another process trains there, or the folder can't be written.
             KeyboardInterrupt, SystemExit: as asked for, with a line on how to go on.
         """
         lock = self.config.out / ".lock"
         with contextlib.ExitStack() as stack:
+            stack.enter_context(random_state_kept())
             if self.main:
                 check_writable(lock)
                 try:

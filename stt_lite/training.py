@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from stt_lite.machines import random_state_kept
 from stt_lite.moving_mnist import Batch, Source
 from stt_lite.optim import MuonAdamW, learning_rate, moving_average
 from stt_lite.runs import AtLeastZero, Positive, Run, RunConfig, Share, Step
@@ -70,6 +71,7 @@ class Objective(nn.Module):
         return {"truth": self.held_out().clips[0]}, None
 
 
+@random_state_kept()
 def fit(objective: Objective, run: Run, watch: Callable | None = None) -> nn.Module:
     """Train `objective.model` until the run's budget is used up.
 

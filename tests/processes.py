@@ -1,6 +1,7 @@
 """What each process of a test runs; a spawned one imports this module by name."""
 
 import os
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,19 @@ def train_digits(folder: str, tokenizer: str | None = None, **changes) -> None:
     config = TeacherForcing(out=Path(folder), **TINY | changes)
     tokenizer = tokenizer or TokenizerConfig(**TOKENS)
     train(config, MovingDigits(size=16, frames=4), tokenizer)
+
+
+def halt(folder: str) -> None:
+    """`train_digits`, which stands still (SIGSTOP) where its first checkpoint is."""
+    save = Run.save
+
+    def save_and_halt(self, path):
+        save(self, path)
+        Run.save = save
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    Run.save = save_and_halt
+    train_digits(folder)
 
 
 def train_in_two(rank: int, folder: str, tokenizer: str, config: dict) -> None:

@@ -29,7 +29,9 @@ print("REPORT " + _json.dumps({
 }))
 """
 EACH = """
-import os, sys, torch  # imported once; a fork for each notebook then starts from here
+import os, sys  # imported once; a fork for each notebook then starts from here
+import accelerate, ale_py, imageio.v3, ipywidgets, jaxtyping, matplotlib.pyplot
+import skimage.metrics, torch, tyro
 for folder in sys.argv[1:]:
     if os.fork() == 0:
         os.chdir(folder)

@@ -28,7 +28,7 @@ from stt_lite.moving_mnist import MovingDigits
 from stt_lite.pipeline import choose, shape_of, train, train_tokenizer
 from stt_lite.runs import Run
 from stt_lite.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
-from stt_lite.training import TeacherForcing, TokenizerObjective
+from stt_lite.training import TeacherForcing, TokenizerObjective, fit
 from stt_lite.transformer import load_transformer
 
 SOURCES = {
@@ -184,11 +184,19 @@ def test_digits_and_a_tokenizer_of_their_own_are_the_default(tmp_path):
 
 
 def test_the_callers_random_numbers_stay(tmp_path):
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    train(tiny(tmp_path, steps=2), SOURCES["digits"], TokenizerConfig(**TOKENS))
-    assert torch.equal(torch.rand(3), expected)
+    shape, source = TokenizerConfig(**TOKENS), SOURCES["digits"]
+    config = tiny(tmp_path, steps=2)
+    alone = TokenizerObjective(Tokenizer(shape), config, source)
+    for work in (
+        lambda: fit(alone, Run(config, "alone")),
+        lambda: train_tokenizer(config, source, shape),
+        lambda: train(config, source, shape),
+    ):
+        torch.manual_seed(5)
+        expected = torch.rand(3)
+        torch.manual_seed(5)
+        work()
+        assert torch.equal(torch.rand(3), expected)
 
 
 def test_a_budget_in_minutes_is_shared(tmp_path):
@@ -284,9 +292,9 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(tmp_path, kind, how):
         assert digest(whole.out, name) == digest(stopped.out, name)
 
 
-def begin(folder, **options):
+def begin(folder, function="train_digits", **options):
     """`train_digits` in a process of its own."""
-    script = "import sys; from processes import train_digits; train_digits(sys.argv[1])"
+    script = f"import sys, processes; processes.{function}(sys.argv[1])"
     command = [sys.executable, "-c", script, str(folder)]
     return subprocess.Popen(command, cwd=ROOT / "tests", text=True, **options)
 
@@ -324,12 +332,12 @@ def same_weights(one, other):
 def test_stopped_gently_it_goes_on_bit_for_bit(tmp_path, kind, code):
     """An exception ends `python -c` with 1; the command makes 130 of it."""
     train_digits(str(tmp_path / "whole"))
-    with begin(tmp_path / "stopped", stderr=subprocess.PIPE) as run:
-        while not newest(tmp_path / "stopped"):
-            time.sleep(0.002)
+    with begin(tmp_path / "stopped", "halt", stderr=subprocess.PIPE) as run:
+        assert os.WIFSTOPPED(os.waitpid(run.pid, os.WUNTRACED)[1])
         with pytest.raises(OSError, match="another training is at work in "):
             train_digits(str(tmp_path / "stopped"))
         run.send_signal(kind)
+        run.send_signal(signal.SIGCONT)
         told = run.communicate()[1]
     assert run.returncode == code and "called again, it goes on from " in told
     train_digits(str(tmp_path / "stopped"))

@@ -87,7 +87,7 @@ def built():
 def test_two_chapters_become_a_pdf(built, tmp_path):
     if not shutil.which("chromium"):
         pytest.skip("no Chromium on this machine")
-    names = [built[1], "book/what_did_not_work.html"]
+    names = ["notebooks/04_spatial_attention.html", "book/what_did_not_work.html"]
     main(PAGES, tmp_path / "two.pdf", names)
     check(tmp_path / "two.pdf", names)
     assert not (PAGES / "printed.html").exists()
