@@ -16,18 +16,21 @@ from scipy import ndimage
 
 WHITE = 250  # of 255: paper
 BORDER = 4  # pixels that a frame's border takes
+WIDE = 600  # pixels: wider ones are moved sideways on a phone, not made small
 LEAST = 16  # pixels: what is smaller either way is ink, not a picture
-IMAGE = re.compile(r'<img\b[^>]*?\bsrc="([^"]*/_images/[^"/]+\.png)"[^>]*>')
+IMAGE = re.compile(r'<img\b[^>]*?\bsrc="([^"]*/_images/[^"/]+)\.(png|jpg)"[^>]*>')
+# The dark one's ending, and what is paper: a JPEG blurs it beside a picture's edge.
+KINDS = {"png": ("dark.png", WHITE), "jpg": ("dark.webp", 228)}
 
 
-def pictures(rgb: np.ndarray) -> np.ndarray:
+def pictures(rgb: np.ndarray, paper_from: int = WHITE) -> np.ndarray:
     """Where pictures are (H W), in a drawing (H W 3) of bytes: areas, not lines.
 
     They are rectangles that paper surrounds, dashed borders and all; not mostly white
     (a plot) and not of one colour (a bar), unless they are as large as another one, as
     black frames are.
     """
-    white = (rgb >= WHITE).all(-1)
+    white = (rgb >= paper_from).all(-1)
     places, _ = ndimage.label(white)
     edge = np.concatenate([places[0], places[-1], places[:, 0], places[:, -1]])
     paper = white & np.isin(places, edge[edge > 0])
@@ -54,7 +57,7 @@ def pictures(rgb: np.ndarray) -> np.ndarray:
     return kept
 
 
-def for_dark(picture: Image.Image) -> Image.Image:
+def for_dark(picture: Image.Image, paper_from: int = WHITE) -> Image.Image:
     """The same drawing for a dark page: lightness upside down, but not of pictures."""
     rgba = np.asarray(picture.convert("RGBA")).astype(np.int32)
     alpha = rgba[..., 3:]
@@ -64,7 +67,7 @@ def for_dark(picture: Image.Image) -> Image.Image:
     cover = turned.max(-1, keepdims=True)  # black is the page itself
     ink = turned * 255 // np.maximum(cover, 1)
     drawn = np.concatenate([ink, cover], -1)
-    kept = pictures(rgb)
+    kept = pictures(rgb, paper_from)
     drawn[kept] = np.concatenate([rgb, np.full_like(cover, 255)], -1)[kept]
     return Image.fromarray(drawn.astype(np.uint8), "RGBA")
 
@@ -76,16 +79,19 @@ def draw_for_dark(app, exception):
         text = path.read_text(encoding="utf-8")
 
         def both(match):
-            source = (path.parent / unquote(html.unescape(match[1]))).resolve()
+            name, (ending, white) = f"{match[1]}.{match[2]}", KINDS[match[2]]
+            source = (path.parent / unquote(html.unescape(name))).resolve()
             if source not in sizes:
                 with Image.open(source) as picture:
-                    dark = for_dark(picture)
-                dark.save(source.with_suffix(".dark.png"), optimize=True)
-                sizes[source] = 'width="{}" height="{}"'.format(*dark.size)
-            light = match[0].replace("<img", '<img data-paper="light"', 1)
-            dark = match[0].replace(".png", ".dark.png", 1)
-            late = f'<img data-paper="dark" loading="lazy" {sizes[source]}'  # its place
-            dark = dark.replace("<img", late, 1)
+                    dark = for_dark(picture, white)
+                dark.save(source.with_suffix(f".{ending}"), optimize=True)
+                sizes[source] = dark.size
+            width, height = sizes[source]
+            wide = " data-wide" if width > WIDE else ""
+            place = f'loading="lazy" width="{width}" height="{height}"'
+            light = match[0].replace("<img", f'<img data-paper="light"{wide}', 1)
+            dark = match[0].replace(name, f"{match[1]}.{ending}", 1)
+            dark = dark.replace("<img", f'<img data-paper="dark"{wide} {place}', 1)
             return light + dark
 
         after = IMAGE.sub(both, text)

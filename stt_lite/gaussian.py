@@ -52,7 +52,7 @@ def kl_gaussians(
 
 
 def soft_bound(x: Float[Tensor, "*n"], bound: float = 6.0) -> Float[Tensor, "*n"]:
-    """Squash x smoothly into (-bound, bound): near 0 the identity, nowhere flat.
+    """Squash x smoothly into (-bound, bound): near 0 the identity, and never cut off.
 
     Log-variances within 6 are standard deviations from exp(-3) = 0.05 to exp(3) = 20.
     """

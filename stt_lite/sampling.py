@@ -89,6 +89,7 @@ def draw_tokens(
         least = logits.topk(k, dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -math.inf)
     shape = logits.shape[1:]
+    # Minus the log of an exponential draw is Gumbel noise.
     draws = [torch.empty(shape).exponential_(generator=g) for g in generators]
     return logits / sampling.temperature - torch.stack(draws).log().to(logits)
 
@@ -96,11 +97,11 @@ def draw_tokens(
 def keep_start(cache: tuple[KeyValueCache, ...]) -> tuple[KeyValueCache, ...]:
     """Put the start token over the oldest frame of a full cache, which drops out next.
 
-    Without its start token attention falls apart (Xiao et al., 2024). Its keys turn one
-    frame on, so that it stays as far back as the cache reaches.
+    Without their start token rollouts drift and fade (Xiao et al., 2024). Its keys turn
+    one frame on, so that it stays as far back as the cache reaches.
     """
     after = []
-    for keys, values, frames in cache:
+    for keys, values, frames in cache:  # keys and values (n N W d)
         one = torch.ones(1, device=keys.device)
         start = rotary(keys[:, :, :1], one)
         keys = torch.cat([keys[:, :, :1], start, keys[:, :, 2:]], dim=2)
@@ -132,6 +133,7 @@ def prefill(
         cache = keep_start(cache) if slots > 1 else cache
         before, now = latents[:, t - 1], latents[:, t]
         leads = None if condition is None else condition[:, t]
+        # The frame is known: z is from the posterior, the prediction is not used.
         _, cache = net.step(before, cache, next(noise), now, temperature, leads)
     return cache
 
@@ -196,7 +198,10 @@ def continued(
     condition: Float[Tensor, "B T E"] | None = None,
 ) -> Float[Tensor, "B T D h w"]:
     """The first `prompt` frames as they are, all later ones from the model itself."""
-    T, draws = latents.shape[1], iter(noise.unbind(1))
+    T = latents.shape[1]
+    draws = iter(
+        noise.unbind(1)
+    )  # the prefill takes the first ones, the rollout the rest
     known, sampling = latents[:, :prompt], Sampling(temperature)
     before, after = None, [None] * (T - prompt)
     if condition is not None:

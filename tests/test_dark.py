@@ -58,19 +58,24 @@ def test_a_black_box_that_is_no_frame_is_turned(drawing):
     assert (dark(drawing)[10:50, 60:100] == 255).all()
 
 
-def test_a_page_gets_a_dark_figure_beside_each_light_one(tmp_path, drawing):
+@pytest.mark.parametrize("kind, dark_kind", [("png", "dark.png"), ("jpg", "dark.webp")])
+def test_a_page_gets_a_dark_figure_beside_each_light_one(
+    tmp_path, drawing, kind, dark_kind
+):
     class App:
         outdir = tmp_path
 
     for folder in ("_images", "notebooks"):
         (tmp_path / folder).mkdir()
-    Image.fromarray(drawing).save(tmp_path / "_images" / "a.png")
+    Image.fromarray(drawing).save(tmp_path / "_images" / f"a.{kind}")
     page = tmp_path / "notebooks" / "x.html"
-    page.write_text('<p><img alt="b &gt; c" src="../_images/a.png" /></p>')
+    page.write_text(f'<p><img alt="b &gt; c" src="../_images/a.{kind}" /></p>')
     draw_for_dark(App, None)
     text = page.read_text()
     assert text.count("<img") == 2 and text.count('alt="b &gt; c"') == 2
-    assert 'data-paper="light" alt="b &gt; c" src="../_images/a.png"' in text
-    assert 'src="../_images/a.dark.png"' in text and text.count('loading="lazy"') == 1
-    with Image.open(tmp_path / "_images" / "a.dark.png") as picture:
+    assert f'data-paper="light" alt="b &gt; c" src="../_images/a.{kind}"' in text
+    assert (
+        f'src="../_images/a.{dark_kind}"' in text and text.count('loading="lazy"') == 1
+    )
+    with Image.open(tmp_path / "_images" / f"a.{dark_kind}") as picture:
         assert picture.mode == "RGBA" and picture.size == (200, 120)
