@@ -78,15 +78,15 @@ def both(found: dict) -> dict[str, dict]:
 
 
 def transformer_metrics(model: stt.VideoModel, clips: int) -> dict:
-    """Chapter 11's protocol, and a check on 100 clips that is quick to repeat."""
+    """Chapter 11's protocol, and a check on 20 clips that is quick to repeat."""
     evaluation = stt.evaluate_model(model, clips)
-    few, errors = stt.held_out_clips(model, 100, 20, seed=1), both(evaluation)
+    few, errors = stt.held_out_clips(model, 20, 20, seed=1), both(evaluation)
     check = {f"{p}->{20 - p}": rollout_error(model, few, p) for p in (15, 10)}
     seeds = ", ".join(map(str, evaluation["seeds"]))
     return {
         "metrics": errors["model"],
         "copy_last_frame": errors["copy"],
-        "check": {"clips": 100} | {key: e.mean().item() for key, e in check.items()},
+        "check": {"clips": 20} | {key: e.mean().item() for key, e in check.items()},
         "test_clips": f"{clips} held-out clips of each of the seeds {seeds}",
         "evaluation": evaluation,
         "long_rollouts": long_rollouts(model),

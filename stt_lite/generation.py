@@ -189,11 +189,9 @@ class VideoModel(nn.Module):
                 after = itertools.repeat(None)
                 if leads is not None:
                     after = (leads(t)[b] for t in itertools.count(T))
-                yield b, s, self.roll(latents, cache, T, sampling, generators, after)
+                yield b, s, self.roll(latents, cache, sampling, generators, after)
 
-    def roll(
-        self, latents, cache, known, sampling, generators, after
-    ) -> Iterator[Tensor]:
+    def roll(self, latents, cache, sampling, generators, after) -> Iterator[Tensor]:
         """The latents to show of each clip's next frames, for len(generators) rows."""
         net, B = self.transformer, len(latents)
         S = len(generators) // B
@@ -206,7 +204,7 @@ class VideoModel(nn.Module):
         mean = net.config.head == "regression" and sampling.temperature == 0
         noise = row_noise(net, generators)
         after = (None if x is None else x.repeat_interleave(S, 0) for x in after)
-        given = latent, cache, known, noise, sampling, generators, after
+        given = latent, cache, noise, sampling, generators, after
         for codewords, prediction in rollout(net, self.tokenizer, *given):
             yield prediction if mean else codewords
 

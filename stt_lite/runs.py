@@ -221,8 +221,6 @@ class Run:
     def held(self) -> Iterator[None]:
         """The folder is this run's alone; Ctrl-C and SIGTERM wait for a checkpoint.
 
-        The caller's random numbers stay as they are.
-
         Raises:
             OSError: another process trains there, or the folder can't be written.
             KeyboardInterrupt, SystemExit: as asked for, with a line on how to go on.

@@ -144,7 +144,6 @@ def rollout(
     tokenizer: Tokenizer,
     latent: Float[Tensor, "B D h w"],
     cache: tuple[KeyValueCache, ...],
-    known: int,
     noise: Iterable[Float[Tensor, "B L hP wP Z"]],
     sampling: Sampling = Sampling(),
     generators: list[torch.Generator] | None = None,
@@ -156,7 +155,6 @@ def rollout(
 
     Args:
         latent, cache: the newest frame, and what is known before it, from `prefill`.
-        known: frames so far.
         noise: one draw for each new frame; it ends the rollout.
         generators: one for each row, to draw a token head's tokens; None takes the
             likeliest.
@@ -172,10 +170,9 @@ def rollout(
     check_type(sampling, Sampling, "sampling")
     for layer in cache or (None,):
         check_type(layer, KeyValueCache, "each of cache")
-    check_whole(known, "known", least=0)
     check_shape(latent, "latent", "B D h w", D=net.config.latent_channels)
     head, slots = net.config.head, cache[0].keys.shape[2]
-    temperature = sampling.temperature
+    temperature, known = sampling.temperature, int(cache[0].frames)
     for t, (draw, condition) in enumerate(zip(noise, conditions), start=known):
         check_type(draw, Tensor, "each of noise")
         if t >= slots > 1:  # the cache is full
@@ -198,16 +195,12 @@ def continued(
     condition: Float[Tensor, "B T E"] | None = None,
 ) -> Float[Tensor, "B T D h w"]:
     """The first `prompt` frames as they are, all later ones from the model itself."""
-    T = latents.shape[1]
-    draws = iter(
-        noise.unbind(1)
-    )  # the prefill takes the first ones, the rollout the rest
-    known, sampling = latents[:, :prompt], Sampling(temperature)
+    T, given, sampling = latents.shape[1], latents[:, :prompt], Sampling(temperature)
     before, after = None, [None] * (T - prompt)
     if condition is not None:
         before, after = condition[:, :prompt], condition[:, prompt:].unbind(1)
-    cache = prefill(net, known, T, draws, temperature, before)
-    new = rollout(
-        net, tokenizer, known[:, -1], cache, prompt, draws, sampling, None, after
-    )
-    return torch.stack([*known.unbind(1), *(frame for frame, _ in new)], dim=1)
+    draws = iter(noise.unbind(1))  # prefill takes the first ones, rollout the rest
+    cache = prefill(net, given, T, draws, temperature, before)
+    start = given[:, -1], cache, draws
+    new = rollout(net, tokenizer, *start, sampling, conditions=after)
+    return torch.stack([*given.unbind(1), *(frame for frame, _ in new)], dim=1)

@@ -204,7 +204,7 @@ def errors_at_once(model, clips, prompt):
 
 
 def test_the_recorded_errors_are_those_of_the_bundled_weights():
-    """Those over 100 clips; the main figures, over 1,500, take minutes."""
+    """Those over 20 clips; the main figures, over 1,500, take minutes."""
     record = read_record(weights_folder() / "moving-mnist-tiny-transformer.json")
     check, model = record["check"], load_pretrained("moving-mnist-tiny")
     known = held_out_clips(model, check["clips"], 20, seed=1)

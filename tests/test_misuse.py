@@ -60,7 +60,6 @@ def rolled() -> dict:
         tokenizer=made.tokenizer,
         latent=latent,
         cache=cache,
-        known=1,
         noise=draws,
         sampling=stt.Sampling(),
         generators=None,

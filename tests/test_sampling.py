@@ -140,7 +140,7 @@ def test_a_rollout_is_a_step_a_snap_and_the_next(gaussian, head):
     noise = net.draw_noise(2, 9)
     draws = iter(noise.unbind(1))
     cache = prefill(net, latents, 9, draws)
-    start = latents[:, -1], cache, 4
+    start = latents[:, -1], cache
     frames = list(rollout(net, model.tokenizer, *start, draws))
     assert len(frames) == 5  # as many as there was noise for
     latent = latents[:, -1]
@@ -161,9 +161,7 @@ def test_a_token_head_draws_only_with_generators_and_warmth():
     def rolled(temperature, seeds=None):
         rows = seeds and [torch.Generator().manual_seed(s) for s in seeds]
         options = Sampling(temperature), rows
-        frames = rollout(
-            net, model.tokenizer, latents[:, -1], cache, 4, noise, *options
-        )
+        frames = rollout(net, model.tokenizer, latents[:, -1], cache, noise, *options)
         return torch.stack([frame for frame, _ in frames])
 
     likeliest = rolled(1.0)
@@ -181,7 +179,7 @@ def test_continued_keeps_the_prompt_and_rolls_on(head):
     assert torch.equal(video[:, :3], latents[:, :3]) and video.shape == latents.shape
     draws = iter(noise.unbind(1))
     cache = prefill(net, latents[:, :3], 7, draws, 0.5)
-    start = latents[:, 2], cache, 3
+    start = latents[:, 2], cache
     frames = rollout(net, model.tokenizer, *start, draws, Sampling(0.5))
     expected = torch.stack([frame for frame, _ in frames], 1)
     close(video[:, 3:], expected)
@@ -201,7 +199,7 @@ def test_a_condition_is_read_and_rolled_frame_by_frame(slots):
     noise, condition = net.draw_noise(2, 9), 5 * torch.randn(2, 9, 16)
     draws, leads = iter(noise.unbind(1)), condition[:, 6:].unbind(1)
     read = prefill(net, latents, slots, draws, 1.0, condition[:, :6])
-    start = latents[:, -1], read, 6
+    start = latents[:, -1], read
     frames = list(rollout(net, model.tokenizer, *start, draws, conditions=leads))
     assert len(frames) == 3
     cache, previous = net.empty_cache(2, slots), None
@@ -226,7 +224,7 @@ def test_continued_rolls_on_under_its_condition():
     video = continued(net, model.tokenizer, latents, 3, noise, 0.5, condition)
     draws, leads = iter(noise.unbind(1)), condition[:, 3:].unbind(1)
     cache = prefill(net, latents[:, :3], 7, draws, 0.5, condition[:, :3])
-    start = latents[:, 2], cache, 3
+    start = latents[:, 2], cache
     sampling = Sampling(0.5)
     frames = rollout(net, model.tokenizer, *start, draws, sampling, None, leads)
     close(video[:, 3:], torch.stack([frame for frame, _ in frames], 1))
