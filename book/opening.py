@@ -21,7 +21,7 @@ def put_result_first(app, doctree: nodes.document, name: str) -> None:
     folds = []
     for cell in filter(is_cell, opening.children):
         shown = [x for x in cell.children if not isinstance(x, HideCodeCellNode)]
-        folds += [fold for fold in cell.children if fold not in shown]
+        folds += [(cell, fold) for fold in cell.children if fold not in shown]
         if shown:
             break
     else:
@@ -31,9 +31,8 @@ def put_result_first(app, doctree: nodes.document, name: str) -> None:
         end += 1
     whole = HideCodeCellNode(classes=["above-input"], **PROMPTS)
     opening.insert(end, nodes.container("", whole, classes=["cell", "tag_hide-input"]))
-    for fold in folds:
-        cell = fold.parent
-        cell.remove(fold)
+    for cell, fold in folds:
+        cell.children.remove(fold)
         whole.extend(fold.children)
         if not cell.children:
             opening.remove(cell)
