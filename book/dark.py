@@ -87,7 +87,8 @@ def draw_for_dark(app, exception):
                 dark.save(source.with_suffix(f".{ending}"), optimize=True)
                 sizes[source] = dark.size
             width, height = sizes[source]
-            wide = " data-wide" if width > WIDE else ""
+            end = ' alt="Film strip' in match[0]  # what is generated is on the right
+            wide = f' data-wide="{"end" if end else ""}"' if width > WIDE else ""
             place = f'loading="lazy" width="{width}" height="{height}"'
             light = match[0].replace("<img", f'<img data-paper="light"{wide}', 1)
             dark = match[0].replace(name, f"{match[1]}.{ending}", 1)

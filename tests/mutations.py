@@ -7,6 +7,8 @@ whose tests fail before anything is broken, are reported; the others are tried a
 same.
 """
 
+import functools
+import json
 import os
 import shutil
 import subprocess
@@ -24,7 +26,27 @@ except ImportError:  # Python 3.10
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = Path(__file__).with_suffix(".toml")
 PLACES = ("stt_lite", "book/experiments")
-PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+PYTEST = ["-x", "-q", "-p", "no:cacheprovider"]
+# What takes long to import is imported once; a fork for each run starts from there.
+SERVER = """
+import json, os, sys
+import accelerate, hypothesis, ipywidgets, jaxtyping, matplotlib.pyplot, nbval.plugin
+import pytest, skimage.metrics, torch, tyro
+for line in sys.stdin:
+    folder, *arguments = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.chdir(folder)
+        sys.path.insert(0, folder)
+        os.environ["PYTHONPATH"] = folder
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        output = os.open("output.txt", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+        os.dup2(output, 1), os.dup2(output, 2)
+        code = pytest.main(arguments)
+        sys.stdout.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 
 
 class Mutation(NamedTuple):
@@ -70,26 +92,28 @@ def copy_repository(folder: Path) -> None:
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
 
 
+@functools.cache
+def server() -> subprocess.Popen:
+    """A process that waits for `run`."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", SERVER], env=environment, **pipes)
+
+
 def run(folder: Path, file: str, tests: str) -> tuple[bool, str]:
     """Whether the tests pass in `folder`, and the line that says which one failed.
 
     Raises `RuntimeError` where pytest finds no test of that name, or ends otherwise.
     """
-    command = [*PYTEST, f"tests/{file}", "-k", tests]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(folder),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True
-    )
-    lines = (done.stdout + done.stderr).strip().splitlines() or ["no output"]
-    if done.returncode not in (0, 1):
+    output = folder / "output.txt"
+    arguments = [*PYTEST, f"tests/{file}", "-k", tests]
+    print(json.dumps([str(folder), *arguments]), file=server().stdin, flush=True)
+    code = int(server().stdout.readline())
+    lines = output.read_text(errors="replace").strip().splitlines() or ["no output"]
+    if code not in (0, 1):
         raise RuntimeError(f"pytest {file} -k {tests!r}: {lines[-1]}")
     failed = [line for line in lines if line.startswith("FAILED")]
-    return done.returncode == 0, (failed or lines)[-1]
+    return code == 0, (failed or lines)[-1]
 
 
 def attempt(row: Mutation, folder: Path) -> tuple[bool, str]:

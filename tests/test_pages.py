@@ -161,7 +161,8 @@ OPENING = """() => {
     const all = name => [...article.querySelectorAll(name)].filter(seen);
     const first = name => all(name)[0].getBoundingClientRect().top;
     const code = all('div.cell_input').reduce((sum, e) => sum + e.offsetHeight, 0);
-    return [first('div.cell_output'), first('details'), code / article.offsetHeight];
+    const result = first('div.cell_output, .stt-pong');
+    return [result, first('details'), code / article.offsetHeight];
 }"""
 CUT = """() => [...document.querySelectorAll('article.bd-article pre')]
     .filter(e => e.scrollWidth > e.clientWidth)
