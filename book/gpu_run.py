@@ -4,10 +4,10 @@
 
 It takes `--seconds` in all. First a minute of checks, in which a step is timed compiled
 and not, and the faster way is taken: the loss falls, nothing is NaN, clips per second,
-share of the card's peak, memory. Then it trains, from `--resume` where given, evaluates
-on held-out clips, and prints a table. What has to come back lies in `--out`, in pieces
-of at most 14 MiB: `cat run.tar.* | tar x` brings back the weights, their records, and
-the checkpoint from before the learning rate fell.
+share of the card's peak, memory. Then it trains (`--resume` goes on from a checkpoint,
+`--start` from weights alone), evaluates on held-out clips, and prints a table. What has
+to come back lies in `--out`, in pieces of at most 14 MiB (`cat run.tar.* | tar x`): the
+weights, their records, and the checkpoint from before the learning rate fell.
 """
 
 import argparse
@@ -20,11 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+BOOK = Path(__file__).resolve().parent
+sys.path[:0] = [str(BOOK.parent), str(BOOK / "experiments")]
 
 import torch  # noqa: E402
 
 import stt_lite as stt  # noqa: E402
+from grow import train_grown  # noqa: E402
 from stt_lite.contexts import Preset  # noqa: E402
 from stt_lite.evaluation import without_chance  # noqa: E402
 from stt_lite.machines import hardware, new_accelerator, seed_everything  # noqa: E402
@@ -45,6 +47,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--resume", type=Path, help="a stable checkpoint to go on from")
+    parser.add_argument(
+        "--start", help="a bundle or folder whose weights it begins with"
+    )
     parser.add_argument("--tokenizer", help="its weights; by default the preset's")
     parser.add_argument(
         "--tokenizer-seconds", type=float, default=0.0, help="train one first, so long"
@@ -239,7 +244,10 @@ def main() -> None:
     config = replace(preset.config, compile=compiled, minutes=left / 60)
     if args.resume:
         config = resumed(config, args, preset.tokenizer)
-    run = stt.train(config, preset.source, preset.tokenizer)
+    if args.start:
+        run = train_grown(config, args.start)
+    else:
+        run = stt.train(config, preset.source, preset.tokenizer)
     record = json.loads((run / "transformer.json").read_text())
     speed = record["clips_seen"] / record["seconds"]
     print(
