@@ -45,7 +45,7 @@ COLOURS = torch.tensor([[144, 72, 17], [213, 130, 74], [92, 186, 92], [236, 236,
 
 
 def area_codes(colours: UInt8[np.ndarray, "160 160 3"]) -> UInt8[np.ndarray, "80 80"]:
-    """Each 2x2 pixels as a number: how many of each colour, a digits to the base 5."""
+    """Each 2x2 pixels as a number: how many of each colour, as digits to the base 5."""
     digits = np.zeros((FIELD, FIELD), np.uint8)
     for place, colour in enumerate(COLOURS[1:].numpy().astype(np.uint8)):
         digits += 5**place * (colours == colour).all(-1).astype(np.uint8)
