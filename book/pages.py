@@ -1,12 +1,15 @@
 """Sphinx extension of the book: what its pages load, link to, and redirect to."""
 
 import ast
+import base64
+import io
 import posixpath
 import re
 import sys
 from pathlib import Path
 
 from docutils.nodes import make_id
+from PIL import Image
 from sphinx.ext.mathjax import MATHJAX_URL
 from sphinx.util import logging
 
@@ -23,6 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ICON = re.compile(
     r'("[\w-]+"|[\w$]+):\[\d+,\d+,\[([^\]]*)\],"[0-9a-f]+",(?:"[^"]*"|\[[^\]]*\])\],?'
 )
+# A picture of 15 kB or more that is written into a page.
+PICTURE = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]{20000,})")
 # The book's own scripts, and the class of the places that they fill.
 PLACES = {"front.js": "stt-front", "generate.js": "stt-generate"}
 PLACES["pong.js"] = "stt-pong"
@@ -174,6 +179,22 @@ def keep_used_icons(app, exception):
     )
 
 
+def shrink_players(app, exception):
+    """Pictures inside of pages become WebP, still without loss, where that is less."""
+    for path in [] if exception else Path(app.outdir).rglob("notebooks/*.html"):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(PICTURE.sub(smaller, text), encoding="utf-8")
+
+
+def smaller(match: re.Match) -> str:
+    """The same picture's address, as WebP if that is shorter."""
+    content = io.BytesIO()
+    with Image.open(io.BytesIO(base64.b64decode(match[1]))) as picture:
+        picture.save(content, "WEBP", lossless=True, method=4)
+    coded = base64.b64encode(content.getvalue()).decode()
+    return min(match[0], f"data:image/webp;base64,{coded}", key=len)
+
+
 def redirect_page(old: str, new: str) -> str:
     """A page at the address `old` that leads to `new`, keeping the anchor."""
     target = posixpath.relpath(f"{new}.html", posixpath.dirname(old))
@@ -205,6 +226,7 @@ def setup(app):
     app.connect("html-page-context", drop_scripts, priority=900)
     app.connect("build-finished", typeset_formulas)
     app.connect("build-finished", dark.draw_for_dark)
+    app.connect("build-finished", shrink_players)
     app.connect("build-finished", leave_search_to_its_page)
     app.connect("build-finished", keep_used_icons)
     app.connect("build-finished", lead_to_new_pages)

@@ -128,8 +128,8 @@ def test_every_page_stands_alone_and_fits_a_phone(open_page):
         typeset = opened.page.locator("mjx-container").count()
         problems += [f"{name} asks for {url}" for url in opened.elsewhere()]
         problems += [f"{name} logs: {error}" for error in opened.errors]
-        if size > 3:
-            problems.append(f"{name}: {size:.2f} MB, over 3 MB")
+        if size > 2.5:
+            problems.append(f"{name}: {size:.2f} MB, over 2.5 MB")
         if typeset < formulas:
             problems.append(f"{name}: {typeset} of {formulas} formulas are typeset")
         if opened.page.locator("mjx-merror").count():
