@@ -237,7 +237,8 @@ def records(pattern: str) -> list[dict]:
     pattern that is no text.
     """
     check_type(pattern, str, "pattern")
-    paths = sorted(results_folder().glob(f"{pattern}.json"))
+    found = results_folder().glob("*.json")
+    paths = sorted(path for path in found if path.match(f"{pattern}.json"))
     if not paths:
         raise FileNotFoundError(f"no record {pattern!r} in {results_folder()}")
     return [read_record(path) for path in paths]

@@ -303,7 +303,7 @@ def test_one_graph():
     """No branch on data: the layer traces into one graph, to compile and export."""
     layer = SpatialAttention(16, 2, (3, 5)).eval()
     x = torch.randn(1, 1, 3, 5, 16)
-    traced = torch.export.export(layer, (x,)).module()
+    traced = torch.export.export(layer, (x,), strict=False).module()
     torch.testing.assert_close(traced(x), layer(x), rtol=0, atol=1e-6)
 
 

@@ -195,7 +195,7 @@ def test_a_step_is_one_graph():
     x = torch.randn(1, 8, 3, 5, 16)
     expected = run_cached(layer, x, slots=5)
     cache = layer.empty_cache(1, (3, 5), slots=5)
-    step = torch.export.export(Step(), (x[:, :1], *cache)).module()
+    step = torch.export.export(Step(), (x[:, :1], *cache), strict=False).module()
     for t in range(8):  # exported while the cache was empty; must hold when it is full
         y, *cache = step(x[:, t : t + 1], *cache)
         torch.testing.assert_close(y[:, 0], expected[:, t], rtol=0, atol=1e-5)
