@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import platform
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -30,11 +29,9 @@ def seed_everything(
     return on_cpu, torch.Generator(device).manual_seed(mixed + 2)
 
 
-@contextlib.contextmanager
-def random_state_kept() -> Iterator[None]:
+def random_state_kept() -> contextlib.AbstractContextManager:
     """Whatever is seeded and drawn inside: torch's own generators are as before."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        yield
+    return torch.random.fork_rng(devices=range(torch.cuda.device_count()))
 
 
 def new_accelerator(precision: str = "auto", compiled: bool | None = None):

@@ -185,10 +185,7 @@ class Batch(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """Where clips come from; `data` says in a run's record what they are.
-
-    A world's source also has `actions`, the number of its keys, which its batches hold.
-    """
+    """Where clips come from; `data` says what they are, `actions` how many keys."""
 
     size: int
     frames: int  # of a clip that is trained on

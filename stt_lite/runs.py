@@ -109,8 +109,7 @@ class Run:
             self.budget = max(1, round(share * config.steps))
         self.settings = as_json(asdict(config) | (settings or {}))
         self.path = config.out / f"{name}.checkpoint"
-        # The newest one, until a loss proves it good.
-        self.next = config.out / f"{name}-next.checkpoint"
+        self.next = config.out / f"{name}-next.checkpoint"  # until a loss is good
         self.stable = config.out / f"{name}-stable.checkpoint"
         self.accelerator = new_accelerator(config.precision, config.compile)
         self.device = self.accelerator.device

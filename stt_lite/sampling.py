@@ -131,9 +131,8 @@ def prefill(
     cache = net.prefill(latents[:, :T], slots, together, temperature, first)
     for t in range(T, latents.shape[1]):
         cache = keep_start(cache) if slots > 1 else cache
-        before, now = latents[:, t - 1], latents[:, t]
+        before, now = latents[:, t - 1], latents[:, t]  # known: z is the posterior's
         leads = None if condition is None else condition[:, t]
-        # The frame is known: z is from the posterior, the prediction is not used.
         _, cache = net.step(before, cache, next(noise), now, temperature, leads)
     return cache
 
