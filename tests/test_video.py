@@ -520,7 +520,7 @@ def test_frames_keep_their_size_and_show_pixels_square(tmp_path, clip):
     assert load_video(path, size=12, gray=True).shape == (6, 1, 12, 12)
     wide = steps(tmp_path / "wide.mp4", "-vf", "setsar=2")
     assert load_video(wide).shape == (4, 3, 32, 64)
-    assert load_video(wide, size=16).mean((1, 3))[:, 8].std() < 0.5  # no stripe is seen
+    assert load_video(wide, size=16)[0].max() < 0.2  # the stripe is cut off
     phone = tmp_path / "phone.mp4"
     ffmpeg("-display_rotation", 90, "-i", wide, "-c", "copy", phone)
     assert load_video(phone).shape == (4, 3, 64, 32)
