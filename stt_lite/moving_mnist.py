@@ -185,7 +185,7 @@ class Batch(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """Where clips come from; `data` says what they are, `actions` how many keys."""
+    """Where clips come from; `data` says what they are, `actions` (if any) its keys."""
 
     size: int
     frames: int  # of a clip that is trained on
