@@ -91,7 +91,7 @@ def draw_for_dark(app, exception):
             wide = f' data-wide="{"end" if end else ""}"' if width > WIDE else ""
             place = f'loading="lazy" width="{width}" height="{height}"'
             light = match[0].replace("<img", f'<img data-paper="light"{wide}', 1)
-            dark = match[0].replace(name, f"{match[1]}.{ending}", 1)
+            dark = match[0].replace(f'src="{name}', f'src="{match[1]}.{ending}', 1)
             dark = dark.replace("<img", f'<img data-paper="dark"{wide} {place}', 1)
             return light + dark
 

@@ -90,6 +90,11 @@ def test_pictures_have_alt_text(notebook):
     assert not re.findall(r"!\[\s*\]\(", text)
     for block in re.findall(r"```\{(?:image|figure)\}.*?```", text, flags=re.DOTALL):
         assert re.search(r"^:alt: \S", block, flags=re.MULTILINE), block
+    for cell in code_cells(notebook):
+        if any(
+            "image/" in str(list(output.get("data", {}))) for output in cell.outputs
+        ):
+            assert cell.metadata.get("mystnb", {}).get("image", {}).get("alt"), cell.id
 
 
 def test_every_exercise_has_a_folded_solution(path, notebook):
