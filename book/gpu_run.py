@@ -59,7 +59,12 @@ def arguments() -> argparse.Namespace:
     ways = {"choices": ("yes", "no", "try"), "default": "try"}
     parser.add_argument("--compile", **ways, help="try: the faster way of the two")
     parser.add_argument("--clips", type=int, default=500, help="to evaluate on")
-    return parser.parse_args()
+    args = parser.parse_args()
+    others = ("resume", "tokenizer", "tokenizer_seconds", "layers", "heads")
+    given = [f"--{name.replace('_', '-')}" for name in others if getattr(args, name)]
+    if args.start and given:
+        parser.error(f"--start brings its own shape and tokenizer: no {given[0]}")
+    return args
 
 
 def configure(args: argparse.Namespace) -> Preset:

@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 import compare
 import game_scores
+import gpu_run
 import keep_ball
 import masked_tokens
 import photographs
@@ -617,3 +618,16 @@ def test_a_variant_learns_from_hidden_tokens(tmp_path):
     seed_everything(config.seed, -2, "cpu")
     fresh = masked_tokens.MaskedTransformer(model.transformer.config).now.weight
     assert not torch.equal(model.transformer.now.weight.cpu(), fresh)
+
+
+@pytest.mark.parametrize(
+    "option", ["resume", "tokenizer", "tokenizer-seconds", "layers"]
+)
+def test_a_run_that_starts_from_weights_takes_their_shape(monkeypatch, capsys, option):
+    start = ["gpu_run.py", "moving-mnist-tiny", "--start", "moving-mnist-tiny"]
+    monkeypatch.setattr(sys, "argv", [*start, f"--{option}", "3"])
+    with pytest.raises(SystemExit) as ended:
+        gpu_run.arguments()
+    assert ended.value.code == 2 and f"no --{option}" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*start, "--width", "64"])
+    assert gpu_run.arguments().width == 64
