@@ -268,6 +268,10 @@ def test_bounces_are_found_with_their_border():
     assert bounces(clip) == [(2, "right")]
     assert bounces(flying([(4, 3), (2, 3), (0, 3), (2, 3)])) == [(2, "top")]
     assert bounces(flying([(4, 3), (5, 3), (6, 3), (7, 3)])) == []
+    rests = flying([(5, 2), (5, 1), (5, 0), (5, 0), (5, 1)])
+    assert bounces(rests) == [(3, "left")]
+    slow = flying([(10, 3), (10, 4), (11, 4), (11, 5), (12, 5), (12, 6)])
+    assert bounces(0.99 * slow + 1e-3 * torch.rand(6, 1, 16, 16)) == []
 
 
 def test_explanations_follow_what_is_measured():

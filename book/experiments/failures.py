@@ -2,6 +2,7 @@
 """What a model does worst, and what coincides with it. Chapter 12."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -16,13 +17,12 @@ Clip = Float[Tensor, "T C H W"]
 
 def bounces(clip: Clip) -> list[tuple[int, str]]:
     """Frames in which a clip of one digit has turned round, and the border it met."""
-    step = centroid(clip).diff(dim=0)  # (T-1 2): rows and columns
+    steps = centroid(clip).diff(dim=0).round()  # (T-1 2): rows and columns, in pixels
     found = []
     for axis, names in enumerate((("top", "bottom"), ("left", "right"))):
-        for t in range(1, len(step)):
-            before, after = step[t - 1 : t + 1, axis].tolist()
-            turned = before * after < 0
-            if turned and max(abs(before), abs(after)) > 0.5:  # less is whole pixels
+        moves = [(t, step) for t, step in enumerate(steps[:, axis].tolist()) if step]
+        for (_, before), (t, after) in pairwise(moves):  # it may rest at the border
+            if before * after < 0:
                 found.append((t, names[before > 0]))
     return sorted(found)
 
