@@ -69,12 +69,12 @@ def load_checkpoint(
     Raises:
         ValueError: other settings, weights of another shape, a file that is cut.
     """
-    broken = (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
+    broken = RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         then = (defaults or {}) | state["config"]
         progress = Progress(**state["progress"])
-    except broken as error:
+    except (*broken, pickle.UnpicklingError) as error:
         reason = type(error).__name__
         raise ValueError(f"{path} is not a whole checkpoint: {reason}") from error
     check_same(then, settings, path)
@@ -86,7 +86,7 @@ def load_checkpoint(
         peaks = [group.get("peak") for group in getattr(part, "param_groups", [])]
         try:
             part.load_state_dict(state[name])
-        except (RuntimeError, ValueError) as error:  # weights of another shape
+        except broken as error:  # weights of another shape, or none
             reason = textwrap.shorten(str(error), 200)
             message = f"{path} does not fit: {reason}; choose another `out`"
             raise ValueError(message) from error

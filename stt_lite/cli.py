@@ -27,7 +27,7 @@ __all__ = ["main"]
 def is_users(error: Exception) -> bool:
     """Whether an error is of a kind that input can cause; others are our defects."""
     if isinstance(error, RuntimeError):  # torch's word for a full memory, too
-        words = "memory|overflow|home directory"
+        words = "(out of|not enough|allocate) memory|overflow|home directory"
         return bool(re.search(words, str(error), re.IGNORECASE))
     kinds = ArithmeticError, ImportError, MemoryError, OSError, ValueError
     return isinstance(error, kinds)

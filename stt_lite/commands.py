@@ -4,6 +4,7 @@
 import importlib
 import json
 import sys
+import tempfile
 import time
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -40,7 +41,7 @@ def pick_device(name: str | None) -> str:
     """
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(1, device=name)
+        torch.zeros(1, device=name).item()
     except (AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name!r} can't be used: {reason}") from error
@@ -106,6 +107,8 @@ class Generate:
         given = check_whole(self.prompt_frames, "prompt_frames")
         new = check_whole(self.new_frames, "new_frames")
         check_whole(self.clip, "clip", 0, 2**63 - 1)
+        with tempfile.TemporaryDirectory() as folder:  # what it refuses, it refuses now
+            save_video(Path(folder) / self.out.name, torch.zeros(1, 1, 8, 8), self.fps)
         device = pick_device(self.device)
         model, truth, note = load_pretrained(self.bundle, device), None, ""
         actions = None

@@ -42,7 +42,7 @@ def write_file(path: str | os.PathLike, content: bytes) -> None:
     """
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
-    for old in path.parent.glob(".part-*"):  # of writers that were killed
+    for old in path.parent.glob(f".part-{16 * '[0-9a-f]'}"):  # of killed writers
         with contextlib.suppress(OSError):
             if old.stat().st_mtime < time.time() - 3600:
                 old.unlink()
@@ -61,8 +61,8 @@ def write_file(path: str | os.PathLike, content: bytes) -> None:
 def check_writable(path: Path) -> None:
     """Make the folder of `path`; OSError where no file can be written into it."""
     path = path.expanduser()
-    if path.is_dir():
-        raise OSError(f"out must name a file, {path} is a folder")
+    if path.exists() and not path.is_file():  # such as /dev/null
+        raise OSError(f"out must name a file, {path} is none")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
@@ -95,9 +95,10 @@ def save_weights(
     weights = save(state, metadata={"config": json.dumps(config)})
     record = {"config": config, **({} if record is None else record)}
     record["sha256"] = hashlib.sha256(weights).hexdigest()
+    text, beside = json.dumps(record, indent=2) + "\n", path.with_suffix(".json")
     write_file(path, weights)
-    text = json.dumps(record, indent=2) + "\n"
-    write_file(path.with_suffix(".json"), text.encode())
+    beside.unlink(missing_ok=True)  # it tells of other weights
+    write_file(beside, text.encode())
     return path
 
 
@@ -178,7 +179,7 @@ def check_tensors(
         floats = tensor.is_floating_point() and wanted.is_floating_point
         if not floats and tensor.dtype != wanted:
             raise ValueError(f"{name} must be {wanted}, got {tensor.dtype}")
-        if not tensor.isfinite().all():
+        if not tensor.to(wanted).isfinite().all():
             raise ValueError(f"{name} holds numbers that are not finite")
     module.load_state_dict(state, assign=True)
 

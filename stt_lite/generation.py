@@ -127,9 +127,7 @@ class VideoModel(nn.Module):
         check_whole(new_frames, "new_frames")
         check_whole(samples, "samples")
         if self.tokenizer.training or self.transformer.training:
-            raise ValueError(
-                "model must be in eval mode to generate: call model.eval()"
-            )
+            raise ValueError("model must be in eval mode to generate: model.eval()")
         return prompt.float()
 
     def leads(self, actions, clips: int, frames: int) -> Callable | None:

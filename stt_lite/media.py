@@ -80,9 +80,7 @@ def _read_images(paths: list[Path], size, channels: int, fps: float | None) -> I
                 image = ImageOps.exif_transpose(file)  # upright
                 if image.size != (first := first or image.size):
                     sizes = "{}x{} pixels, the first {}x{}".format(*image.size, *first)
-                    raise ValueError(
-                        f"images of different sizes: {path.name} has {sizes}"
-                    )
+                    raise ValueError(f"images of many sizes: {path.name} has {sizes}")
                 duration = file.info.get("duration", 0)
                 clock += duration if duration > 10 else 100  # as browsers do
                 timed = fps and count > 1

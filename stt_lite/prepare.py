@@ -151,9 +151,8 @@ def read_all(
         frames = read_frames(sources[name], *options)
         try:
             with closing(frames):
-                write_array(
-                    files[name], tqdm(frames, name, leave=False, unit=" frames")
-                )
+                bar = tqdm(frames, name, leave=False, unit=" frames")
+                write_array(files[name], bar)
         except ValueError as error:
             skipped[name] = str(error).removeprefix(f"{sources[name]} ")
     size, channels, _ = options

@@ -162,12 +162,14 @@ class Run:
             ValueError: a checkpoint of another config, or none at all.
         """
         self.parts = parts | {"scaler": self.accelerator.scaler}
-        self.next.unlink(missing_ok=True)  # of a run that was killed
+        if self.main:
+            self.next.unlink(missing_ok=True)  # of a run that was killed
         if self.path.exists():
             self.load(self.path)
-        falls = self.done >= 1 - self.config.decay_share
-        if self.progress.decaying and not falls and self.stable.exists():
+        if self.progress.decaying and self.stable.exists():
             self.load(self.stable)
+            if self.done >= 1 - self.config.decay_share:  # the budget is what it was
+                self.load(self.path)
         self.clock = self.saved = time.perf_counter()
 
     def load(self, path: Path) -> None:
@@ -183,13 +185,12 @@ class Run:
             KeyboardInterrupt, SystemExit: inside `held`, after Ctrl-C or SIGTERM.
         """
         progress, now = self.progress, time.perf_counter()
-        seconds, self.clock = progress.seconds + now - self.clock, now
+        seconds, self.clock = now - self.clock, now
         # Only the main process gives its clock, so the mean of all is that clock.
         given = [self.processes * seconds if self.main else 0.0, len(self.signals)]
         given = torch.tensor(given, device=self.device)
         values = torch.stack([*given, loss.detach().float(), *logs.values()])
-        means = self.accelerator.reduce(values, "mean").tolist()
-        seconds, stopping, mean, *values = means
+        seconds, stop, mean, *values = self.accelerator.reduce(values, "mean").tolist()
         skipped = self.accelerator.scaler is not None  # it leaves such steps out
         if not math.isfinite(mean) or not (math.isfinite(norm) or skipped):
             what = f"the loss is {mean} and its gradient's norm {float(norm)}"
@@ -201,8 +202,8 @@ class Run:
             self.next.replace(self.path)
         if self.stopping:
             self.stop()
-        self.stopping = stopping > 0  # of any process, and for all in the same step
-        progress.seconds = seconds
+        self.stopping = stop > 0  # of any process, and for all in the same step
+        progress.seconds = seconds = progress.seconds + seconds
         progress.step += 1
         progress.clips += clips
         self.recent.append(mean)
@@ -224,17 +225,15 @@ class Run:
             OSError: another process trains there, or the folder can't be written.
             KeyboardInterrupt, SystemExit: as asked for, with a line on how to go on.
         """
-        lock = self.config.out / ".lock"
+        folder = self.config.out
         with contextlib.ExitStack() as stack:
             stack.enter_context(random_state_kept())
             if self.main:
-                check_writable(lock)
+                check_writable(folder / ".lock")
                 try:
-                    stack.enter_context(FileLock(lock, timeout=0))
+                    stack.enter_context(FileLock(folder / ".lock", timeout=0))
                 except Timeout as error:
-                    raise OSError(
-                        f"another training is at work in {lock.parent}"
-                    ) from error
+                    raise OSError(f"another training is at work in {folder}") from error
             if threading.current_thread() is threading.main_thread():  # others get none
                 for kind in (signal.SIGINT, signal.SIGTERM):
                     stack.callback(signal.signal, kind, signal.signal(kind, self.note))
@@ -271,7 +270,7 @@ class Run:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, unless the loss left its range; then the old stays."""
-        loss = self.logs.get("loss", 0.0)
+        loss = self.logs.get("loss", (self.progress.kept or [0.0])[-1])
         if self.main and self.in_range(loss):
             self.progress.kept.append(abs(loss))
             state = self.progress, self.settings, self.parts

@@ -145,9 +145,7 @@ class VQGANConfig:
         start = check_number(self.start, "start", most=1)
         if start + check_number(self.warmup, "warmup", most=1) > 1:
             got = f"{self.start!r} and {self.warmup!r}"
-            raise ValueError(
-                f"start and warmup must be shares of one budget, got {got}"
-            )
+            raise ValueError(f"start and warmup must share one budget, got {got}")
 
     def objective(self, config: RunConfig, source: Source) -> "VQGANObjective":
         """Two new players and what they minimize: what `train_tokenizer` asks for."""

@@ -96,7 +96,8 @@ class ClipPlayer:
 
     def __init__(self, data: dict, strip, text: str):
         folder = files("stt_lite") / "data"
-        style, script = ((folder / f"player.{k}").read_text() for k in ("css", "js"))
+        read = (folder / f"player.{k}" for k in ("css", "js"))
+        style, script = (path.read_text("utf-8") for path in read)
         style = style.replace("PROMPT", f"rgb{PROMPT_COLOUR}")
         style = style.replace("GENERATED", f"rgb{GENERATED_COLOUR}")
         picture = f'src="{data_address(strip.data)}" alt="{html.escape(strip.alt)}"'
@@ -141,6 +142,10 @@ def pick(
     Returns a `ClipPlayer`. TypeError or ValueError: what `film_strip` refuses; bad fps.
     """
     fps = check_rate(fps) or 5.0
+    start, sizes = [*start] or [0] * len(choices), [*map(len, choices.values())]
+    fits = len(start) == len(sizes) and unit not in choices
+    if not fits or not all(0 <= i < n for i, n in zip(start, sizes)):
+        raise ValueError(f"start must number a value of each choice, got {start}")
     sheets, pages, last = Sheets(), [], 0
     for chosen in itertools.product(*(range(len(v)) for v in choices.values())):
         row, longest = named(show(*chosen), labels, prompt_frames)
@@ -153,7 +158,6 @@ def pick(
         width = 256 if len(row) == 1 else 192 if len(row) < 4 else 128
     check_whole(width, "width")
     axes = choices | {unit: [f"{t} of {last}" for t in range(1, last + 1)]}
-    start = list(start) or [0] * len(choices)
     row, _ = named(show(*start), labels, prompt_frames)
     data = {
         "axes": [{"name": k, "values": [f"{v}" for v in vs]} for k, vs in axes.items()],

@@ -142,6 +142,7 @@ def test_a_new_writer_and_a_new_option_are_known_at_once(call, tmp_path, monkeyp
         ("generate --clip -1", "clip must be a whole number in"),
         (f"generate --seed {2**64}", "seed must be a whole number in"),
         ("generate --fps inf", "fps must be in [0.01, 50]"),
+        ("generate --device meta", "device 'meta' can't be used: "),
         ("generate --device tpu9", "device 'tpu9' can't be used: "),
         ("generate --device cuda:99", "device 'cuda:99' can't be used: "),
         ("evaluate --clips 0", "n must be a whole number of at least 1, got 0"),
@@ -214,6 +215,20 @@ def test_a_defect_shows_where_it_is_and_where_to_report_it(call, monkeypatch, ki
     code, _, printed = call("train moving-mnist-tiny")
     assert code == 1 and "Traceback" in printed and "in fail\n" in printed
     assert printed.endswith(f"report it at {cli.REPORT}\n")
+
+
+@pytest.mark.parametrize(
+    "told", ["CUDA error: an illegal memory access", "refers to one memory location"]
+)
+def test_not_every_word_of_memory_is_of_a_full_one(told):
+    assert not cli.is_users(RuntimeError(told))
+
+
+def test_what_the_writer_refuses_is_told_before_the_work(call, monkeypatch):
+    work = lambda *arguments, **options: pytest.fail("generated")  # noqa: E731
+    monkeypatch.setattr(commands.VideoModel, "generate", work)
+    code, _, printed = call("generate --fps 0")
+    assert code == 2 and "fps must be in" in printed
 
 
 def test_reports_go_to_the_books_repository(root):

@@ -66,6 +66,34 @@ def test_saved_and_loaded_are_equal(tmp_path):
     assert record["note"] == "mine" and record["config"] == {"sizes": [2, 3]}
 
 
+def test_weights_and_record_are_a_pair_whatever_happens(path, monkeypatch):
+    before = path.read_bytes(), read_record(path)
+    with pytest.raises(TypeError):
+        save_weights(Line(LineConfig()), path, {"device": torch.device("cpu")})
+    assert (path.read_bytes(), read_record(path)) == before
+
+    def stopped(path, content, write=write_file):
+        if path.suffix == ".json":
+            raise KeyboardInterrupt  # between the one file and the other
+        write(path, content)
+
+    monkeypatch.setattr("stt_lite.files.write_file", stopped)
+    line = Line(LineConfig())
+    with pytest.raises(KeyboardInterrupt):
+        save_weights(line, path, {"seed": 2})
+    assert torch.equal(load_line(path).weight, line.weight) and read_record(path) == {}
+
+
+def test_weights_that_overflow_are_refused(path):
+    large = torch.full((3, 2), 1e39, dtype=torch.float64)  # more than float32 holds
+    state = {"weight": large, "bias": torch.zeros(3)}
+    metadata = {"config": json.dumps({"sizes": [2, 3]})}
+    path.with_suffix(".json").unlink()
+    safetensors.torch.save_file(state, path, metadata)
+    with pytest.raises(ValueError, match="weight holds numbers that are not finite"):
+        load_line(path)
+
+
 def test_loading_leaves_the_callers_random_numbers_alone(path):
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -282,14 +310,14 @@ def test_writers_of_one_file_do_not_meet(tmp_path):
 
 
 def test_what_killed_writers_left_goes_after_an_hour(tmp_path):
-    old, new = tmp_path / ".part-0", tmp_path / ".part-1"
-    for part, hours in ((old, 1.1), (new, 0.9)):
-        part.touch()
-        os.utime(part, (time.time() - hours * 3600,) * 2)
-    (tmp_path / ".part-folder").mkdir()
+    old, new = f".part-{16 * '0'}", f".part-{16 * '1'}"
+    for name, hours in ((old, 1.1), (new, 0.9), (".part-archive", 1.1)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - hours * 3600,) * 2)
+    (tmp_path / f".part-{16 * '2'}").mkdir()
     write_file(tmp_path / "note.txt", b"")
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {".part-1", ".part-folder", "note.txt"}
+    assert names == {new, ".part-archive", f".part-{16 * '2'}", "note.txt"}
 
 
 def test_a_home_folder_is_found_wherever_a_path_enters(tmp_path, monkeypatch):
@@ -330,8 +358,11 @@ def test_check_writable(tmp_path):
     assert (
         list((tmp_path / "new").iterdir()) == []
     )  # the folder is there, no file in it
-    with pytest.raises(OSError, match="out must name a file, .* is a folder"):
-        check_writable(tmp_path / "new")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+    for name in {"new", "pipe"} & {path.name for path in tmp_path.iterdir()}:
+        with pytest.raises(OSError, match=f"out must name a file, .*{name} is none"):
+            check_writable(tmp_path / name)
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="out can't be written: .*: .*file"):
         check_writable(tmp_path / "file" / "a.mp4")

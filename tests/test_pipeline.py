@@ -350,25 +350,26 @@ def newest(folder):
     return max((path.stat().st_mtime_ns for path in paths), default=0)
 
 
-def test_a_longer_run_goes_on_from_where_it_was_stable(tmp_path):
-    """Ten steps, and ten more, end as twenty: the first fall leaves no trace."""
+@pytest.mark.parametrize("longer", [20, 11])
+def test_a_longer_run_goes_on_from_where_it_was_stable(tmp_path, longer):
+    """Ten steps, then more, end as all at once: the first fall leaves no trace."""
     source, tokenizer = (
         SOURCES["digits"],
         described("named", SOURCES["digits"], tmp_path),
     )
     pieces, whole = (
         tiny(tmp_path / "pieces", steps=10),
-        tiny(tmp_path / "whole", steps=20),
+        tiny(tmp_path / "whole", steps=longer),
     )
     train(pieces, source, tokenizer)
     first = digest(pieces.out)
     stable = torch.load(pieces.out / "transformer-stable.checkpoint", weights_only=True)
     assert stable["progress"]["step"] == 8 and not stable["progress"]["decaying"]
-    train(replace(pieces, steps=20), source, tokenizer)
+    train(replace(pieces, steps=longer), source, tokenizer)
     train(whole, source, tokenizer)
     assert digest(pieces.out) == digest(whole.out) != first
     record = read_record(pieces.out / "transformer.json")
-    assert record["steps"] == 20 and record["clips_seen"] == 40
+    assert record["steps"] == longer and record["clips_seen"] == 2 * longer
 
 
 def test_a_run_stopped_in_its_fall_goes_on_falling(tmp_path):

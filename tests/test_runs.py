@@ -458,8 +458,13 @@ def test_a_cut_or_foreign_checkpoint_is_named(tmp_path):
 def test_weights_of_another_shape_do_not_fit(tmp_path):
     path = tmp_path / "thing.checkpoint"
     save_checkpoint(path, Progress(), {}, {"model": torch.nn.Linear(2, 2)})
-    with pytest.raises(ValueError, match="does not fit: .*; choose another `out`"):
-        load_checkpoint(path, {}, {"model": torch.nn.Linear(3, 2)})
+    for part in {"model": torch.nn.Linear(3, 2)}, {"other": torch.nn.Linear(2, 2)}:
+        with pytest.raises(ValueError, match="does not fit: .*; choose another `out`"):
+            load_checkpoint(path, {}, part)
+    for content in (b".", b"\x80\x02.", b"PK", b"text"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is not a whole checkpoint"):
+            load_checkpoint(path, {}, {})
 
 
 class Evil:

@@ -302,6 +302,22 @@ def test_sliders_of_choices_choose(opened):
     assert page.get_by_role("button").count() == 0  # there is nothing to play
 
 
+@pytest.mark.parametrize(
+    "choices, start",
+    [
+        ({"row": []}, ()),
+        ({"frame": [1]}, ()),
+        ({"row": [1]}, (1,)),
+        ({"row": [1]}, (-1,)),
+        ({"row": [1]}, (0, 0)),
+    ],
+)
+def test_choices_that_do_not_fit_are_refused(choices, start):
+    clip = torch.rand(2, 1, 8, 8)
+    with pytest.raises(ValueError, match="start must number a value of each choice"):
+        pick(choices, lambda *_: {"clip": clip}, start=start)
+
+
 @pytest.mark.parametrize("room, motion", [(1280, "reduce"), (390, "no-preference")])
 def test_pixels_are_enlarged_by_whole_numbers_and_controls_can_be_hit(
     clip, opened, room, motion
