@@ -52,7 +52,7 @@ class Remedies:
     """
 
     variants: tuple[str, ...] = tuple(VARIANTS)
-    base_minutes: float = 15.0
+    base_minutes: float = 40.0
     minutes: float = 3.0
     seeds: tuple[int, ...] = (0, 1)
     out: Path = Path("book/results")
