@@ -90,7 +90,7 @@ def save_weights(
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {path.name!r}")
     check_type(module, nn.Module, "module")
-    config = asdict(module.config)
+    config = asdict(getattr(module, "config", None))
     state = {name: t.contiguous().cpu() for name, t in module.state_dict().items()}
     weights = save(state, metadata={"config": json.dumps(config)})
     record = {"config": config, **({} if record is None else record)}
@@ -201,7 +201,7 @@ def load_weights(
     Raises:
         ValueError: an unknown name, or a file that is cut, altered, or of another kind.
         FileNotFoundError: a path at which there is no file.
-        TypeError, RuntimeError: what is no path, no device.
+        TypeError, RuntimeError, AssertionError: what is no path, no device.
     """
     path = find_weights(name, kind)
     content = path.read_bytes()

@@ -159,7 +159,7 @@ class Run:
         from the checkpoint before that fall.
 
         Raises:
-            ValueError: a checkpoint of another config, or none at all.
+            ValueError: a checkpoint of another config, or a file that is none.
         """
         self.parts = parts | {"scaler": self.accelerator.scaler}
         if self.main:
