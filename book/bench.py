@@ -143,6 +143,34 @@ def bench_generation(device, repeats: int) -> dict:
     return found
 
 
+def bench_pong(device, repeats: int) -> dict:
+    """Seconds of a frame of chapter 17's world, decoded: as it is, and compiled."""
+    model, found = stt.load_pretrained("pong", device), {}
+    clips, actions = stt.held_out_clips(model, 1, 108, seed=3, device=device)
+    for name in ("as it is", "compiled"):
+        if name == "compiled":
+            for part, method in (
+                (model.transformer, "step"),
+                (model.tokenizer, "decode"),
+            ):
+                faster = torch.compile(
+                    getattr(part, method), options={"freezing": True}
+                )
+                setattr(part, method, faster)
+        medians = []
+        for _ in range(1 + repeats):  # the first one compiles
+            keys = {"actions": actions, "temperature": 0.0, "seed": 0}
+            stream = model.stream(clips[:, :8], 100, **keys)
+            clock = torch.tensor(
+                [time.process_time() for _ in stream], dtype=torch.float64
+            )
+            medians.append(clock.diff()[20:].median().item())
+        cpu = sorted(medians[1:])
+        found[name] = {"median": median(cpu), "least": cpu[0], "largest": cpu[-1]}
+        print(f"pong, {name}: {1e3 * median(cpu):.1f} CPU ms a frame", flush=True)
+    return found
+
+
 def bench_parts(device, repeats: int) -> dict:
     """Seconds of what was sped up by itself, and of the plain form beside it."""
     found = {}
@@ -188,6 +216,7 @@ PARTS = {
     "training": bench_training,
     "profile": bench_profile,
     "generation": bench_generation,
+    "pong": bench_pong,
 }
 
 
