@@ -146,7 +146,7 @@ def bench_generation(device, repeats: int) -> dict:
 def bench_pong(device, repeats: int) -> dict:
     """Seconds of a frame of chapter 17's world, decoded: as it is, and compiled."""
     model, found = stt.load_pretrained("pong", device), {}
-    clips, actions = stt.held_out_clips(model, 1, 108, seed=3, device=device)
+    clips, actions = stt.held_out_clips(model, 1, 108, seed=3)
     for name in ("as it is", "compiled"):
         if name == "compiled":
             for part, method in (
