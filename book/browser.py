@@ -13,6 +13,7 @@ import gzip
 import io
 import json
 import logging
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -27,7 +28,8 @@ import stt_lite as stt
 import vendor
 from stt_lite.gaussian import reparameterize
 from stt_lite.sampling import keep_start
-from stt_lite.temporal_attention import KeyValueCache
+from stt_lite.spatial_attention import attention_weights
+from stt_lite.temporal_attention import KeyValueCache, rotary
 from stt_lite.worlds import area_colours, find_paddle, find_small_ball
 
 OUT = vendor.WORK.parent / "html" / "_static" / "generate"
@@ -36,16 +38,20 @@ PLAYED = 166  # frames of the game that chapter 17 shows before its reader plays
 
 
 class Ships(NamedTuple):
-    """Which held-out clips go with a bundle: of so many drawn, and frames of each."""
+    """Which held-out clips go with a bundle: of so many drawn, and frames of each.
+
+    With `inside`, each step also tells where every head looked; for a `patch` of 1.
+    """
 
     drawn: int = 8
     picked: tuple[int, ...] = tuple(range(8))
     prompt: int = 15
     new: int = 30
+    inside: bool = False
 
 
 # For chapter 08, the front page and chapter 17, where a ball flies in each clip.
-BUNDLES = {"moving-mnist-tiny": Ships(), "moving-mnist": Ships()}
+BUNDLES = {"moving-mnist-tiny": Ships(inside=True), "moving-mnist": Ships()}
 BUNDLES["pong"] = Ships(40, (35, 6, 25, 20, 26, 30), 8, 0)
 
 
@@ -70,6 +76,35 @@ class EitherGaussian(nn.Module):
         return x + self.layer.inject(z), x.new_zeros(x.shape[:2])
 
 
+class WatchedSpatial(nn.Module):
+    """Spatial attention that adds its weights (N h·w h·w) to a list."""
+
+    def __init__(self, attention: nn.Module, seen: list[Tensor]):
+        super().__init__()
+        self.attention, self.note = attention, seen.append
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.attention.weights(x)[0, 0]  # of the one clip and its one frame
+        self.note(rearrange(maps, "N h w h2 w2 -> N (h w) (h2 w2)"))
+        return self.attention(x)
+
+
+class WatchedTemporal(nn.Module):
+    """Temporal attention that adds its weights over the cache (N h·w W) to a list."""
+
+    def __init__(self, attention: nn.Module, seen: list[Tensor]):
+        super().__init__()
+        self.attention, self.note = attention, seen.append
+
+    def prefill(self, x: Tensor, cache: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
+        y, after = self.attention.prefill(x, cache)
+        q, _, _ = self.attention.attend.split(self.attention.sequences(x))
+        q = rotary(q, cache.frames[None])  # each (h·w N 1 d)
+        maps = attention_weights(q, after.keys, after.visible(1)[None, None])
+        self.note(rearrange(maps, "n N 1 W -> N n W"))
+        return y, after
+
+
 class Encode(nn.Module):
     """A frame (1 C H W) to its codewords (1 D h w).
 
@@ -92,12 +127,16 @@ class Step(nn.Module):
     `target`, the frame itself, where it is not known but generated.
     """
 
-    def __init__(self, model: stt.VideoModel):
+    def __init__(self, model: stt.VideoModel, inside: bool = False):
         super().__init__()
         self.model = copy.deepcopy(model)
-        if self.model.transformer.config.gaussian == "latent":
-            for layer in self.model.transformer.layers:
+        self.seen = {"spatial": [], "temporal": []}
+        for layer in self.model.transformer.layers:
+            if self.model.transformer.config.gaussian == "latent":
                 layer.gaussian = EitherGaussian(layer.gaussian)
+            if inside:
+                layer.spatial = WatchedSpatial(layer.spatial, self.seen["spatial"])
+                layer.temporal = WatchedTemporal(layer.temporal, self.seen["temporal"])
 
     def forward(
         self,
@@ -109,11 +148,14 @@ class Step(nn.Module):
         temperature,
         gumbel=None,
         action=None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """The next frame's codewords, the latents to show, and the cache after.
 
+        With `inside` then where each layer looked: (L N h·w h·w) and (L N h·w W).
         `gumbel` (1 K h w) is the chance in a token head's draw: see `draw_tokens`.
         """
+        for maps in self.seen.values():
+            maps.clear()
         tokenizer, net = self.model.tokenizer, self.model.transformer
         full, packed = frames >= cache.shape[4], cache
         cache = tuple(KeyValueCache(*layer.unbind(0), frames) for layer in packed)
@@ -134,7 +176,8 @@ class Step(nn.Module):
             return codewords, codewords, pack(cache)
         codewords = tokenizer.quantize(prediction)[0]
         shown = torch.where(temperature == 0, prediction, codewords)  # as `generate`
-        return codewords, shown, pack(cache)
+        inside = [torch.stack(maps) for maps in self.seen.values() if maps]
+        return codewords, shown, pack(cache), *inside
 
 
 class Decode(nn.Module):
@@ -244,11 +287,12 @@ def export_model(bundle: str, out: Path) -> None:
     if net.config.actions:
         steps["action"] = torch.zeros(1, dtype=torch.long)
         about["inputs"]["action"] = {"type": "int64", "shape": [1]}
-    after = ["next", "shown", "after"]
+    after = ["next", "shown", "after"] + ["spatial", "temporal"] * ships.inside
+    step = Step(model, ships.inside)
     clips, actions = held_out(model, ships)
     about["files"] = {
         "encode": export(Encode(model), out / "encode.onnx", ["latent"], frame=frame),
-        "step": export(Step(model), out / "step.onnx", after, **steps),
+        "step": export(step, out / "step.onnx", after, **steps),
         "decode": export(Decode(model), out / "decode.onnx", ["frame"], latent=latent),
         "clips": write(out / "clips.bin", as_bytes(clips).numpy().tobytes()),
     }
@@ -256,6 +300,10 @@ def export_model(bundle: str, out: Path) -> None:
     about["clips"] = {"count": len(clips), "frames": frames, "prompt": ships.prompt}
     about["shape"] = [C, H, W]
     about["digits"] = model.record["data"].get("digits")
+    about["inside"] = {}
+    if ships.inside:
+        L, N, n = net.config.layers, net.config.heads, math.prod(net.config.grid)
+        about["inside"] = {"spatial": [L, N, n, n], "temporal": [L, N, n, slots]}
     if actions is not None:
         about["clips"]["actions"] = actions
         draw_game(model, clips, actions, out / "game.png")

@@ -1,5 +1,6 @@
 """The built pages in Chromium, opened from disk with the network off."""
 
+import itertools
 import math
 import os
 import re
@@ -352,7 +353,7 @@ def generate(page, clip=None, seed=None, **chosen):
     finished(page, ".stt-generate", before)
     last = place.get_by_label("frame", exact=True)
     last.fill(last.get_attribute("max"))
-    return shown(page, ".stt-generate", 32)
+    return shown(page, ".stt-generate .stt-viewer", 32)
 
 
 def test_a_page_generates_what_the_package_does(serve):
@@ -393,6 +394,128 @@ def test_a_seed_gives_the_same_futures_and_a_link_brings_them_back(serve, addres
     fresh.wait_for_selector(".stt-clips canvas")
     assert "link" in fresh.locator(".stt-generate .stt-status").inner_text()
     assert torch.equal(generate(fresh), first)
+
+
+LOOKED = re.compile(
+    r"row (\d+), column (\d+) looked most at (?:row (\d+), column (\d+)|itself) "
+    r"\((\d+) %\) in space, and at (the start token|frame (\d+)) \((\d+) %\) in time"
+)
+
+
+def looked_at(model, latents, given: int, layer: int, head: int | None):
+    """Where the newest frame's pixels looked: (h w h2 w2) and (h w frames before).
+
+    Not with the cache, as the page does, but all frames at once.
+    """
+    net, heads = model.transformer, slice(None) if head is None else [head]
+    inputs = []
+    attentions = [net.layers[layer].spatial, net.layers[layer].temporal]
+    hooks = [
+        part.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+        for part in attentions
+    ]
+    net(latents, posterior=given, temperature=0.0)
+    for hook in hooks:
+        hook.remove()
+    space, time = (part.weights(x)[0] for part, x in zip(attentions, inputs))
+    return space[-1, heads].mean(0), time[:, :, heads, -1].mean(2)
+
+
+@torch.no_grad()
+def test_a_click_shows_where_a_pixel_looked_and_paint_changes_what_follows(serve):
+    page, _, errors = serve(GENERATOR, viewport=LAPTOP)
+    page.wait_for_selector(".stt-clips canvas")
+    model = stt.load_pretrained("moving-mnist-tiny")
+    net, tokenizer = model.transformer, model.tokenizer
+    ships = browser_export.BUNDLES["moving-mnist-tiny"]
+    clip = browser_export.held_out(model, ships)[0][4, 10:15]
+    latents = model.tokens(clip[None])  # (1 5 D h w)
+    empty = model.tokens(torch.zeros(1, 1, *model.frame_shape))[0, 0]
+    place, slider = (
+        page.locator(".stt-generate"),
+        page.get_by_label("frame", exact=True),
+    )
+    chosen = {"prompt": "5", "new_frames": "5", "futures": "1", "temperature": "0"}
+
+    def rollout(painted=None):
+        """New frames (5 h w) in bytes, and all latents; pixel `painted` of frame 7."""
+        noise, known = itertools.repeat(net.draw_noise(1, 1)[:, 0]), latents
+        frames = []
+        cache = prefill(net, latents, model.trained_frames, noise, 0.0)
+        for t in range(5, 10):
+            mean, cache = net.step(known[:, -1], cache, next(noise), None, 0.0)
+            latent = tokenizer.quantize(mean)[0]
+            if painted and t == 6:
+                row, column = painted
+                for part in (mean, latent):
+                    part[0, :, row, column] = empty[:, row, column]
+            known = torch.cat([known, latent[:, None]], dim=1)
+            frames.append(255 * tokenizer.decode(mean)[0, 0])
+        return torch.stack(frames), known
+
+    def made():
+        """New frames (5 h w) in bytes, as the page shows them."""
+        pictures = []
+        for t in range(5, 10):
+            slider.fill(str(t))
+            pictures.append(shown(page, ".stt-generate .stt-viewer", 32)[1])
+        slider.fill("6")
+        return torch.stack(pictures)
+
+    wanted, known = rollout()
+    generate(page, clip=5, **chosen)
+    first = made()
+    assert (first - wanted).abs().max() <= 1
+
+    box = place.locator(".stt-viewer canvas").nth(1).bounding_box()
+    at = {"x": 3 + (box["width"] - 6) * 5.5 / 8, "y": 3 + (box["height"] - 6) * 4.5 / 8}
+    place.locator(".stt-viewer canvas").nth(1).click(position=at)  # row 5, column 6
+    inside = place.locator(".stt-inside")
+    words = inside.locator("p[aria-live]")
+    for layer, head, key in ((3, None, ""), (1, 2, "ArrowLeft"), (2, None, "ArrowUp")):
+        inside.get_by_label("layer", exact=True).select_option(str(layer))
+        inside.get_by_label("head", exact=True).select_option(
+            "all" if head is None else str(head)
+        )
+        if key:
+            inside.locator(".stt-made").press(key)
+        said = LOOKED.search(words.inner_text()).groups()
+        row, column = int(said[0]) - 1, int(said[1]) - 1
+        head = None if head is None else head - 1
+        space, time = looked_at(model, known[:, :7], 5, layer - 1, head)
+        space, time = space[row, column].flatten(), time[row, column]
+        to = 8 * row + column  # itself
+        if said[2]:
+            to = 8 * (int(said[2]) - 1) + int(said[3]) - 1
+        when = int(said[6] or 0)  # the start token comes before frame 1
+        for share, most, percent in ((space, to, said[4]), (time, when, said[7])):
+            assert share[most] > 0.98 * share.max()
+            assert abs(100 * share[most] - int(percent)) < 1
+    assert (row, column) == (3, 4)
+    assert inside.locator(".stt-past figure").count() == 7  # the start, six frames
+
+    before = place.get_attribute("data-done")
+    inside.get_by_role("button", name="Erase").click()
+    finished(page, ".stt-generate", before)
+    painted = made()
+    wanted, _ = rollout((row, column))
+    assert (painted - wanted).abs().max() <= 1
+    assert torch.equal(painted[0], first[0])
+    assert all((a - b).abs().max() > 5 for a, b in zip(painted[1:], first[1:]))
+    assert "repainted" in place.locator("figcaption").nth(1).inner_text()
+
+    before = place.get_attribute("data-done")
+    inside.get_by_role("button", name="Undo").click()
+    finished(page, ".stt-generate", before)
+    assert torch.equal(made(), first)
+
+    inside.get_by_role("button", name="Pick up").click()
+    inside.locator(".stt-made").press("ArrowDown")
+    before = place.get_attribute("data-done")
+    inside.get_by_role("button", name="Put down").click()
+    finished(page, ".stt-generate", before)
+    assert (made()[1] - first[1]).abs().max() > 5
+    assert not errors
 
 
 def test_a_worker_does_it_and_can_be_cancelled(serve):

@@ -1,6 +1,7 @@
 // Chapter 08's generator: choose a clip, or throw a digit; a small model goes on with it, in a worker.
 import { button, choice, element, fromHash, number, sane, toHash } from "./elements.js";
 import { imagine } from "./futures.js";
+import { Inside } from "./inside.js";
 import { advice, download, json, progressText } from "./load.js";
 import { Model } from "./model.js";
 import { calm, colours, Player } from "./player.js";
@@ -42,12 +43,14 @@ class Generator {
     this.status = element("span", { className: "stt-status", aria: { role: "status" } });
     this.link = element("a", { textContent: "Link to this", href: "#", hidden: true });
     this.view = element("div", { hidden: true });
+    this.inside = element("details", { className: "stt-inside", hidden: true });
     place.replaceChildren(
       this.clips,
       this.stagePlace,
       element("div", { className: "stt-choices" }, ...Object.values(fields).map(([, label]) => label), seedLabel, another),
       element("div", { className: "stt-choices" }, this.go, this.status, this.link),
       this.view,
+      this.inside,
     );
     if (fromHash(location.hash, "generate")) {
       this.say("This link's choices are set: press Generate.");
@@ -121,20 +124,69 @@ class Generator {
       const truth = whole.slice(given - chosen.prompt, given + chosen.frames), prompt = truth.slice(0, chosen.prompt);
       this.show(truth, prompt, length, chosen.futures);
       this.share({ clip: this.state.clip, ...chosen });
-      const began = performance.now(), total = chosen.futures * chosen.frames;
-      let made = 0;
-      for await (const { future, frame } of imagine(model, { ...chosen, prompt, run: `run${mine}` }, running, (text) => running() && this.say(text))) {
-        if (!running()) return;
-        this.player.panels[1 + future].frames.push(frame);
-        this.player.grown();
-        this.say(`${++made} of ${total} frames`);
-      }
-      if (!running()) return;
-      this.cancel(`${made} frames in ${((performance.now() - began) / 1000).toFixed(1)} s`);
-      this.place.dataset.done = mine;
+      this.asked = { ...chosen, prompt };
+      await this.make(mine, model, this.asked, chosen.futures * chosen.frames);
     } catch (error) {
       if (running()) this.cancel(error.message);
     }
+  }
+
+  /** Let the worker generate what is `asked`, frame by frame, into the player. */
+  async make(mine, model, asked, total) {
+    const running = () => mine === this.run, began = performance.now(), given = asked.prompt.length;
+    let made = 0;
+    for await (const { future, t, frame, inside } of imagine(model, { ...asked, run: `run${mine}` }, running, (text) => running() && this.say(text))) {
+      if (!running()) return;
+      const panel = this.player.panels[1 + future];
+      panel.frames[given + t] = frame;
+      panel.insides[given + t] = inside;
+      this.player.grown();
+      this.say(`${++made} of ${total} frames`);
+    }
+    if (!running()) return;
+    this.cancel(`${made} frames in ${((performance.now() - began) / 1000).toFixed(1)} s`);
+    this.place.dataset.done = mine;
+  }
+
+  /** Generate the future that is looked into once more, with what is painted into it. */
+  async repainted() {
+    const mine = ++this.run, panel = this.player.panels[this.looked], given = this.asked.prompt.length;
+    this.busy = true;
+    this.go.textContent = "Cancel";
+    this.link.hidden = true; // no link knows of paint
+    this.player.stop();
+    panel.label = panel.label.replace(", repainted", "") + (panel.paint.length ? ", repainted" : "");
+    const paint = panel.paint.map(({ t, cell, code }) => ({ t: t - given, cell, code }));
+    try {
+      await this.make(mine, this.model, { ...this.asked, only: this.looked - 1, paint }, this.asked.frames);
+    } catch (error) {
+      if (mine === this.run) this.cancel(error.message);
+    }
+  }
+
+  /** Put another codeword at a pixel of the frame that is shown; "nothing" is that of an empty frame. */
+  async repaint(cell, code) {
+    const { t, panels, length } = this.player, panel = panels[this.looked];
+    if (panels.some(({ frames }) => frames.length < length)) return this.say("Repaint when all frames are there.");
+    if (code === "nothing") {
+      const [C, H, W] = this.about.shape, [, D, h, w] = this.about.latent;
+      const empty = await this.model.codewords(new Uint8Array(C * H * W));
+      code = Float32Array.from({ length: D }, (_, d) => empty[d * h * w + cell]);
+    }
+    panel.paint.push({ t, cell, code });
+    return this.repainted();
+  }
+
+  unpaint() {
+    this.player.panels[this.looked].paint.pop();
+    return this.repainted();
+  }
+
+  /** Look into panel `i`, at frame `t`. */
+  look(i, t) {
+    const { label, frames, insides, paint } = this.player.panels[i];
+    this.looked = i;
+    this.within.show({ label, frames, insides, painted: paint, t: Math.min(t, frames.length - 1) });
   }
 
   load() {
@@ -152,11 +204,23 @@ class Generator {
 
   show(truth, prompt, length, futures) {
     this.view.hidden = false;
-    this.player ??= new Player(this.view, { shape: this.about.shape });
-    const samples = Array.from({ length: futures }, (_, s) => ({ label: `future ${s + 1}`, frames: [...prompt] }));
+    this.within ??= new Inside(this.inside, this.about, { repaint: (...paint) => this.repaint(...paint), undo: () => this.unpaint() });
+    this.player ??= new Player(this.view, { shape: this.about.shape, shown: (t) => this.look(Math.min(this.looked, this.player.panels.length - 1), t) });
+    const samples = Array.from({ length: futures }, (_, s) => ({ label: `future ${s + 1}`, frames: [...prompt], insides: [], paint: [] }));
+    this.looked = 1;
+    this.inside.hidden = false;
     this.player.set({ panels: [{ label: "truth", known: true, frames: truth }, ...samples], prompt: prompt.length, length });
+    this.player.canvases.slice(1).forEach((canvas, s) => canvas.addEventListener("click", (event) => this.pick(1 + s, event)));
     if (calm()) this.player.stop();
     else this.player.play();
+  }
+
+  /** A pixel of a future was clicked: look into it. */
+  pick(i, event) {
+    this.player.stop();
+    this.inside.open = true;
+    this.look(i, this.player.t);
+    this.within.choose(this.within.cellAt(event));
   }
 
   share(state) {

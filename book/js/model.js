@@ -49,4 +49,6 @@ export class Model {
   forget = (...given) => this.call("forget", ...given);
   read = (...given) => this.call("read", ...given);
   step = (...given) => this.call("step", ...given);
+  inside = (...given) => this.call("inside", ...given);
+  codewords = (...given) => this.call("codewords", ...given);
 }

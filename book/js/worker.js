@@ -1,7 +1,7 @@
 // The Web Worker: ONNX Runtime and a World (world.js), so that the page never waits.
 //
 // A request is {id, call, arguments}, its answer {id, value} or {id, error}. Calls: load(model, runtime), with
-// addresses of model.json and runtime.json, then those of World: begin, fork, forget, read, step. While it loads,
+// addresses of model.json and runtime.json, then those of World: begin, fork, forget, read, step, inside, codewords. While it loads,
 // {loaded, total} come in between. Requests are answered in order, one frame each: to cancel, ask for no more.
 // The page's side of it is model.js.
 import * as ort from "onnxruntime-web/wasm";

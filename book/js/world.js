@@ -2,13 +2,14 @@
 //
 // The three graphs are those of book/browser.py; `about` is their model.json:
 //   encode: frame -> latent
-//   step:   latent, target, cache, frames, noise, temperature, and what about.inputs names -> next, shown, after;
-//           with a token head also gumbel, of shape about.gumbel
+//   step:   latent, target, cache, frames, noise, temperature, and what about.inputs names -> next, shown, after,
+//           and what about.inside names; with a token head also gumbel, of shape about.gumbel
 //   decode: latent -> frame
 // Frames are Uint8Arrays of C·H·W values, as in the package. NaN in `latent` or `target` means "there is none".
 // A world with actions differs in about.inputs only, such as {"action": {"type": "int64", "shape": [1]}}: read and
 // step then take {action: 2}. Nothing here knows of pages, workers or downloads, so that node can test it.
 import { gumbel, normal } from "./chance.js";
+import { squeeze } from "./maps.js";
 
 const chance = (seed) => ({ draw: normal(seed), score: gumbel(~seed) });
 const area = (shape) => shape.reduce((a, b) => a * b, 1);
@@ -39,17 +40,40 @@ export class World {
 
   /** Show a future its next frame, as in a prompt. */
   async read(name, frame, inputs = {}, temperature = 1) {
-    const pixels = this.tensor("float32", Float32Array.from(frame, (v) => v / 255), [1, ...this.about.shape]);
-    const { latent } = await this.run("encode", { frame: pixels });
+    const latent = await this.encode(frame);
     // Above 1, z would misreport the prompt: as VideoModel.rollouts
     await this.advance(this.future(name), latent, inputs, Math.min(temperature, 1));
   }
 
-  /** Let a future go on by itself; its next frame. */
-  async step(name, inputs = {}, temperature = 1) {
-    const { shown } = await this.advance(this.future(name), undefined, inputs, temperature);
-    const { frame } = await this.run("decode", { latent: shown });
+  /** Let a future go on by itself; its next frame. `paint` ([{cell, code}]) takes other codewords for some pixels. */
+  async step(name, inputs = {}, temperature = 1, paint = []) {
+    const future = this.future(name), { next, shown } = await this.advance(future, undefined, inputs, temperature);
+    future.latent = this.painted(next, paint);
+    const { frame } = await this.run("decode", { latent: this.painted(shown, paint) });
     return Uint8Array.from(frame.data, (v) => Math.round(255 * v));
+  }
+
+  /** Of a future's newest frame: its codewords, and where each layer and head looked as it was predicted, squeezed. */
+  inside(name) {
+    const { latent, maps } = this.future(name);
+    return { latent: latent.data, ...maps };
+  }
+
+  /** The codewords (D h w) of a frame. */
+  async codewords(frame) {
+    return (await this.encode(frame)).data;
+  }
+
+  async encode(frame) {
+    const pixels = this.tensor("float32", Float32Array.from(frame, (v) => v / 255), [1, ...this.about.shape]);
+    return (await this.run("encode", { frame: pixels })).latent;
+  }
+
+  painted(latent, paint) {
+    if (!paint.length) return latent;
+    const data = Float32Array.from(latent.data), [, D, h, w] = this.about.latent;
+    for (const { cell, code } of paint) for (let d = 0; d < D; d++) data[d * h * w + cell] = code[d];
+    return this.tensor("float32", data, this.about.latent);
   }
 
   future(name) {
@@ -72,6 +96,7 @@ export class World {
     });
     future.latent = target ?? out.next;
     future.cache = out.after;
+    future.maps = Object.fromEntries(Object.keys(this.about.inside ?? {}).map((name) => [name, squeeze(out[name].data)]));
     future.frames += 1;
     return out;
   }

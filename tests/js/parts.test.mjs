@@ -8,6 +8,7 @@ import { imagine } from "../../book/js/futures.js";
 import { compress, palette } from "../../book/js/gif.js";
 import { actionOf, Held } from "../../book/js/keys.js";
 import { advice, download, progressText, tooOld } from "../../book/js/load.js";
+import { most, shares, slots, squeeze } from "../../book/js/maps.js";
 import { caption, colours, enlargement } from "../../book/js/player.js";
 
 // Chance
@@ -148,6 +149,35 @@ test("cancelled, it asks for no more and forgets its futures", async () => {
   let going = true;
   for await (const _ of imagine(model, { prompt: [1], futures: 3, frames: 9, temperature: 1, seed: 0 }, () => going)) going = false;
   assert.equal(names(), "begin read fork step forget forget forget forget");
+});
+
+test("one future alone is the one it was among others, and only its own frames are painted", async () => {
+  const { model, calls } = told();
+  const got = [];
+  const asked = { prompt: [1], futures: 3, frames: 2, temperature: 1, seed: 5, only: 1, paint: [{ t: 1, cell: 4, code: [2] }] };
+  for await (const { future, t } of imagine(model, asked, () => true)) got.push([future, t]);
+  assert.deepEqual(got, [[1, 0], [1, 1]]);
+  const forks = calls.filter(([name]) => name === "fork");
+  assert.deepEqual(forks.map(([, , as, seed]) => [as, seed]), [["run-1", 5 + 2 * 7919]]);
+  assert.deepEqual(calls.filter(([name]) => name === "step").map(([, , , , paint]) => paint.length), [0, 1]);
+});
+
+// Where attention looked
+
+test("a pixel's shares are those of one head, or the mean of all", () => {
+  const maps = squeeze([0.25, 0.75, 0.5, 0.5, 1, 0, 0.09, 0.91]); // one layer, two heads, two pixels, two targets
+  const near = (got, wanted) => got.every((share, i) => Math.abs(share - wanted[i]) < 0.005);
+  const of = (head, pixel) => [...shares(maps, [1, 2, 2, 2], 0, head, pixel)];
+  assert.ok(near(of(0, 0), [0.25, 0.75]) && near(of(1, 1), [0.09, 0.91]));
+  assert.ok(near(of(undefined, 0), [0.625, 0.375]), of(undefined, 0));
+  assert.equal(most(of(undefined, 1)), 1);
+});
+
+test("a cache's slots are frames by number; the start token is the first, and stays", () => {
+  assert.deepEqual(slots(4, 0), [undefined, undefined, undefined, -1]);
+  assert.deepEqual(slots(4, 2), [undefined, -1, 0, 1]);
+  assert.deepEqual(slots(4, 3), [-1, 0, 1, 2]);
+  assert.deepEqual(slots(4, 7), [-1, 4, 5, 6]);
 });
 
 // Pong

@@ -58,6 +58,21 @@ test("futures fork from one prompt, and neither sees the other", async () => {
   await assert.rejects(world.step("a"), /No future is called a/);
 });
 
+test("a painted codeword is shown, and taken for granted from there on; others keep theirs", async () => {
+  const { world, steps } = counting({ ...ABOUT, latent: [1, 1, 1, 1], inside: { spatial: [1, 1, 1, 1] } });
+  world.run = ((run) => async (...given) => ({ ...(await run(...given)), spatial: { data: Float32Array.of(0.25) } }))(world.run);
+  world.begin("prompt");
+  await world.read("prompt", grey(51));
+  world.fork("prompt", "a", 1);
+  world.fork("prompt", "b", 1);
+  assert.deepEqual(await world.step("a", {}, 0, [{ cell: 0, code: [0.8] }]), grey(204));
+  assert.deepEqual(world.inside("a"), { latent: Float32Array.of(0.8), spatial: Uint8Array.of(128) }); // 255 times the root
+  await world.step("a");
+  assert.equal(steps().at(-1).latent.data[0], Math.fround(0.8));
+  assert.deepEqual(await world.step("b"), grey(77));
+  assert.deepEqual(await world.codewords(grey(102)), Float32Array.of(0.4));
+});
+
 test("the same seed gives the same noise, another one another", async () => {
   const { world, steps } = counting();
   for (const [name, seed] of [["a", 7], ["b", 7], ["c", 8]]) {
