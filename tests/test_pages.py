@@ -422,39 +422,40 @@ def looked_at(model, latents, given: int, layer: int, head: int | None):
 
 
 @torch.no_grad()
-def test_a_click_shows_where_a_pixel_looked_and_paint_changes_what_follows(serve):
+def by_hand(model, latents, new: int, painted=None):
+    """New frames (new h w) in bytes at temperature 0, and all latents.
+
+    `painted`: at which new frame which pixel (row, column) is that of an empty frame.
+    """
+    net, tokenizer = model.transformer, model.tokenizer
+    empty = model.tokens(torch.zeros(1, 1, *model.frame_shape))[0, 0]
+    noise, frames = itertools.repeat(net.draw_noise(1, 1)[:, 0]), []
+    cache = prefill(net, latents, model.trained_frames, noise, 0.0)
+    for t in range(new):
+        mean, cache = net.step(latents[:, -1], cache, next(noise), None, 0.0)
+        latent = tokenizer.quantize(mean)[0]
+        if painted and t == painted[0]:
+            _, row, column = painted
+            for part in (mean, latent):
+                part[0, :, row, column] = empty[:, row, column]
+        latents = torch.cat([latents, latent[:, None]], dim=1)
+        frames.append(255 * tokenizer.decode(mean)[0, 0])
+    return torch.stack(frames), latents
+
+
+@pytest.fixture
+def looking(serve):
+    """The generator after five given and five new frames of one future, at frame 7.
+
+    With the page, its errors, the model, and `made()`: the new frames (5 h w).
+    """
     page, _, errors = serve(GENERATOR, viewport=LAPTOP)
     page.wait_for_selector(".stt-clips canvas")
-    model = stt.load_pretrained("moving-mnist-tiny")
-    net, tokenizer = model.transformer, model.tokenizer
-    ships = browser_export.BUNDLES["moving-mnist-tiny"]
-    clip = browser_export.held_out(model, ships)[0][4, 10:15]
-    latents = model.tokens(clip[None])  # (1 5 D h w)
-    empty = model.tokens(torch.zeros(1, 1, *model.frame_shape))[0, 0]
-    place, slider = (
-        page.locator(".stt-generate"),
-        page.get_by_label("frame", exact=True),
-    )
     chosen = {"prompt": "5", "new_frames": "5", "futures": "1", "temperature": "0"}
-
-    def rollout(painted=None):
-        """New frames (5 h w) in bytes, and all latents; pixel `painted` of frame 7."""
-        noise, known = itertools.repeat(net.draw_noise(1, 1)[:, 0]), latents
-        frames = []
-        cache = prefill(net, latents, model.trained_frames, noise, 0.0)
-        for t in range(5, 10):
-            mean, cache = net.step(known[:, -1], cache, next(noise), None, 0.0)
-            latent = tokenizer.quantize(mean)[0]
-            if painted and t == 6:
-                row, column = painted
-                for part in (mean, latent):
-                    part[0, :, row, column] = empty[:, row, column]
-            known = torch.cat([known, latent[:, None]], dim=1)
-            frames.append(255 * tokenizer.decode(mean)[0, 0])
-        return torch.stack(frames), known
+    generate(page, clip=5, **chosen)
+    slider = page.locator(".stt-generate").get_by_label("frame", exact=True)
 
     def made():
-        """New frames (5 h w) in bytes, as the page shows them."""
         pictures = []
         for t in range(5, 10):
             slider.fill(str(t))
@@ -462,27 +463,35 @@ def test_a_click_shows_where_a_pixel_looked_and_paint_changes_what_follows(serve
         slider.fill("6")
         return torch.stack(pictures)
 
-    wanted, known = rollout()
-    generate(page, clip=5, **chosen)
+    model = stt.load_pretrained("moving-mnist-tiny")
+    ships = browser_export.BUNDLES["moving-mnist-tiny"]
+    latents = model.tokens(browser_export.held_out(model, ships)[0][4:5, 10:15])
     first = made()
-    assert (first - wanted).abs().max() <= 1
+    assert (first - by_hand(model, latents, 5)[0]).abs().max() <= 1
+    return page, errors, model, latents, made
 
-    box = place.locator(".stt-viewer canvas").nth(1).bounding_box()
+
+@torch.no_grad()
+def test_a_click_shows_where_a_pixel_looked(looking):
+    page, errors, model, latents, _ = looking
+    _, known = by_hand(model, latents, 5)
+    future = page.locator(".stt-generate .stt-viewer canvas").nth(1)
+    box, inside = future.bounding_box(), page.locator(".stt-inside")
     at = {"x": 3 + (box["width"] - 6) * 5.5 / 8, "y": 3 + (box["height"] - 6) * 4.5 / 8}
-    place.locator(".stt-viewer canvas").nth(1).click(position=at)  # row 5, column 6
-    inside = place.locator(".stt-inside")
-    words = inside.locator("p[aria-live]")
-    for layer, head, key in ((3, None, ""), (1, 2, "ArrowLeft"), (2, None, "ArrowUp")):
-        inside.get_by_label("layer", exact=True).select_option(str(layer))
-        inside.get_by_label("head", exact=True).select_option(
-            "all" if head is None else str(head)
-        )
+    future.click(position=at)  # row 5, column 6
+    for layer, head, key in (
+        (3, "all", ""),
+        (1, "2", "ArrowLeft"),
+        (2, "8", "ArrowUp"),
+    ):
+        inside.get_by_label("layer", exact=True).select_option(label=str(layer))
+        inside.get_by_label("head", exact=True).select_option(label=head)
         if key:
             inside.locator(".stt-made").press(key)
-        said = LOOKED.search(words.inner_text()).groups()
+        said = LOOKED.search(inside.locator("p[aria-live]").inner_text()).groups()
         row, column = int(said[0]) - 1, int(said[1]) - 1
-        head = None if head is None else head - 1
-        space, time = looked_at(model, known[:, :7], 5, layer - 1, head)
+        one = None if head == "all" else int(head) - 1
+        space, time = looked_at(model, known[:, :7], 5, layer - 1, one)
         space, time = space[row, column].flatten(), time[row, column]
         to = 8 * row + column  # itself
         if said[2]:
@@ -491,30 +500,37 @@ def test_a_click_shows_where_a_pixel_looked_and_paint_changes_what_follows(serve
         for share, most, percent in ((space, to, said[4]), (time, when, said[7])):
             assert share[most] > 0.98 * share.max()
             assert abs(100 * share[most] - int(percent)) < 1
-    assert (row, column) == (3, 4)
+    assert (row, column) == (3, 4)  # one to the left, one up
     assert inside.locator(".stt-past figure").count() == 7  # the start, six frames
+    assert not errors
 
-    before = place.get_attribute("data-done")
-    inside.get_by_role("button", name="Erase").click()
-    finished(page, ".stt-generate", before)
-    painted = made()
-    wanted, _ = rollout((row, column))
-    assert (painted - wanted).abs().max() <= 1
+
+def test_paint_changes_what_follows_and_can_be_taken_back(looking):
+    page, errors, model, latents, made = looking
+    place, inside = page.locator(".stt-generate"), page.locator(".stt-inside")
+    inside.locator("summary").click()
+    first = made()
+
+    def press(name):
+        before = place.get_attribute("data-done")
+        inside.get_by_role("button", name=name).click()
+        finished(page, ".stt-generate", before)
+        return made()
+
+    inside.locator(".stt-made").press("ArrowUp")  # from the middle: row 4, column 5
+    painted = press("Erase")
+    assert (painted - by_hand(model, latents, 5, (1, 3, 4))[0]).abs().max() <= 1
     assert torch.equal(painted[0], first[0])
     assert all((a - b).abs().max() > 5 for a, b in zip(painted[1:], first[1:]))
-    assert "repainted" in place.locator("figcaption").nth(1).inner_text()
-
-    before = place.get_attribute("data-done")
-    inside.get_by_role("button", name="Undo").click()
-    finished(page, ".stt-generate", before)
-    assert torch.equal(made(), first)
-
+    label = place.locator(".stt-viewer figcaption").nth(1)
+    assert label.inner_text() == "future 1, repainted"
+    assert torch.equal(press("Undo"), first) and label.inner_text() == "future 1"
+    assert inside.get_by_role("button", name="Put down").is_disabled()
     inside.get_by_role("button", name="Pick up").click()
     inside.locator(".stt-made").press("ArrowDown")
-    before = place.get_attribute("data-done")
-    inside.get_by_role("button", name="Put down").click()
-    finished(page, ".stt-generate", before)
-    assert (made()[1] - first[1]).abs().max() > 5
+    moved = press("Put down")
+    assert torch.equal(moved[0], first[0])
+    assert (moved[1] - first[1]).abs().max() > 5
     assert not errors
 
 
