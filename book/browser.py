@@ -76,33 +76,36 @@ class EitherGaussian(nn.Module):
         return x + self.layer.inject(z), x.new_zeros(x.shape[:2])
 
 
-class WatchedSpatial(nn.Module):
-    """Spatial attention that adds its weights (N h·w h·w) to a list."""
+class WatchedAttention(nn.Module):
+    """Attention of one frame's pixels that adds its weights (N h·w h·w) to a list."""
 
     def __init__(self, attention: nn.Module, seen: list[Tensor]):
         super().__init__()
         self.attention, self.note = attention, seen.append
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = self.attention.weights(x)[0, 0]  # of the one clip and its one frame
-        self.note(rearrange(maps, "N h w h2 w2 -> N (h w) (h2 w2)"))
-        return self.attention(x)
+        q, k, v = self.attention.split(x)  # each (1 N h·w d)
+        weights = attention_weights(q, k)
+        self.note(weights[0])
+        return self.attention.merge(weights @ v)
 
 
 class WatchedTemporal(nn.Module):
-    """Temporal attention that adds its weights over the cache (N h·w W) to a list."""
+    """`TemporalAttention` that adds one frame's weights (N h·w W) to a list."""
 
     def __init__(self, attention: nn.Module, seen: list[Tensor]):
         super().__init__()
         self.attention, self.note = attention, seen.append
 
     def prefill(self, x: Tensor, cache: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
-        y, after = self.attention.prefill(x, cache)
-        q, _, _ = self.attention.attend.split(self.attention.sequences(x))
-        q = rotary(q, cache.frames[None])  # each (h·w N 1 d)
-        maps = attention_weights(q, after.keys, after.visible(1)[None, None])
-        self.note(rearrange(maps, "n N 1 W -> N n W"))
-        return y, after
+        attend, now = self.attention.attend, cache.frames[None]
+        q, k, v = attend.split(self.attention.sequences(x))  # each (h·w N 1 d)
+        cache = cache.add(rotary(k, now), v)
+        mask = cache.visible(1)[None, None]
+        weights = attention_weights(rotary(q, now), cache.keys, mask)  # (h·w N 1 W)
+        self.note(weights[:, :, 0].transpose(0, 1))
+        y = attend.merge(weights @ cache.values)  # (h·w 1 E)
+        return y.view_as(x), cache
 
 
 class Encode(nn.Module):
@@ -135,8 +138,10 @@ class Step(nn.Module):
             if self.model.transformer.config.gaussian == "latent":
                 layer.gaussian = EitherGaussian(layer.gaussian)
             if inside:
-                layer.spatial = WatchedSpatial(layer.spatial, self.seen["spatial"])
-                layer.temporal = WatchedTemporal(layer.temporal, self.seen["temporal"])
+                spatial, temporal = self.seen.values()
+                attend = WatchedAttention(layer.spatial.attend, spatial)
+                layer.spatial.attend = attend
+                layer.temporal = WatchedTemporal(layer.temporal, temporal)
 
     def forward(
         self,
