@@ -72,6 +72,7 @@ FIRST = {
 ROLLOUTS = {"rollout_share": 0.7, "rollout_length": 0.75, "fade": 0.1}
 OFF = {"gaussian": "off"}
 TUNED = OFF | {"rollout_share": 0.4, "rollout_length": 0.6, "fade": 0.0, "batch": 2}
+PATCHES = {"patch": 2, "width": 128, "layers": 4, "heads": 8, "batch": 4}
 VQ_8 = TokenizerConfig(codebook_size=256)
 VQ_16 = replace(VQ_8, downsample=2)
 FSQ_8 = replace(VQ_8, quantizer="fsq", levels=(8, 8, 4), latent_channels=3)
@@ -100,6 +101,7 @@ VARIANTS = {
         "ConvLSTM, clips of 40 frames", FIRST | {"batch": 2}, layer=None, frames=40
     ),
     "tuned": Variant("tuned for squared error, Gaussian off", TUNED, frames=40),
+    "patches": Variant("tuned, larger, patches of 2x2", TUNED | PATCHES, frames=40),
 }
 
 
