@@ -95,7 +95,7 @@ def draw_tokens(
 
 
 def keep_start(cache: tuple[KeyValueCache, ...]) -> tuple[KeyValueCache, ...]:
-    """Put the start token over the oldest frame of a full cache, which drops out next.
+    """Copy the start token from slot 0 over slot 1: the next step drops slot 0.
 
     Without their start token rollouts drift and fade (Xiao et al., 2024). Its keys turn
     one frame on, so that it stays as far back as the cache reaches.
