@@ -326,7 +326,7 @@ def test_comparisons_are_whole(path):
 def test_comparisons_were_trained_as_their_variants_say(path):
     """In all fields that configs still have, but for the schedule."""
     run = json.loads(path.read_text())
-    then, variant = run["training"], VARIANTS[run["variant"]]
+    then, variant = run["data"] | run["training"], VARIANTS[run["variant"]]
     config = TrainingConfig(minutes=MINUTES[run["study"]])
     config, source = compare.settings(run["variant"], config, MovingDigits())
     now = asdict(config) | source.data
