@@ -338,12 +338,11 @@ def test_players_drag_and_play(open_page, name):
 
         play = player.get_by_role("button", name="Play", exact=True)
         if play.count():  # stills have none
-            dragged, moved = player.evaluate(SEEN), False
+            dragged = player.evaluate(SEEN)
             play.click()
             for _ in range(60):  # a player of few frames is soon back where it was
                 page.wait_for_timeout(50)
-                moved = moved or player.evaluate(SEEN) != dragged
-                if moved:
+                if moved := player.evaluate(SEEN) != dragged:
                     break
             player.get_by_role("button", name="Pause", exact=True).click()
             assert moved, "play does not advance"

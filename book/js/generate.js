@@ -3,6 +3,7 @@ import { button, choice, element, fromHash, number, sane, toHash } from "./eleme
 import { imagine } from "./futures.js";
 import { Inside } from "./inside.js";
 import { advice, download, json, progressText } from "./load.js";
+import { codeword } from "./maps.js";
 import { Model } from "./model.js";
 import { calm, colours, Player } from "./player.js";
 import { Stage } from "./throw.js";
@@ -110,10 +111,15 @@ class Generator {
     this.say(text);
   }
 
-  async generate() {
-    const mine = ++this.run, running = () => mine === this.run;
+  /** Something is asked of the worker, in place of what was; its number. */
+  begin() {
     this.busy = true;
     this.go.textContent = "Cancel";
+    return ++this.run;
+  }
+
+  async generate() {
+    const mine = this.begin(), running = () => mine === this.run;
     try {
       const model = await this.load();
       if (!running()) return;
@@ -150,9 +156,7 @@ class Generator {
 
   /** Generate the future that is looked into once more, with what is painted into it. */
   async repainted() {
-    const mine = ++this.run, panel = this.player.panels[this.looked], given = this.asked.prompt.length;
-    this.busy = true;
-    this.go.textContent = "Cancel";
+    const mine = this.begin(), panel = this.player.panels[this.looked], given = this.asked.prompt.length;
     this.link.hidden = true; // no link knows of paint
     this.player.stop();
     panel.label = panel.label.replace(", repainted", "") + (panel.paint.length ? ", repainted" : "");
@@ -169,9 +173,8 @@ class Generator {
     const { t, panels, length } = this.player, panel = panels[this.looked];
     if (panels.some(({ frames }) => frames.length < length)) return this.say("Repaint when all frames are there.");
     if (code === "nothing") {
-      const [C, H, W] = this.about.shape, [, D, h, w] = this.about.latent;
-      const empty = await this.model.codewords(new Uint8Array(C * H * W));
-      code = Float32Array.from({ length: D }, (_, d) => empty[d * h * w + cell]);
+      const [C, H, W] = this.about.shape;
+      code = codeword(await this.model.codewords(new Uint8Array(C * H * W)), this.about.latent, cell);
     }
     panel.paint.push({ t, cell, code });
     return this.repainted();

@@ -1,6 +1,6 @@
 // A look inside one generated frame: click a latent pixel, see where attention looked; put another codeword in its place.
 import { button, choice, element } from "./elements.js";
-import { most, shares, slots } from "./maps.js";
+import { codeword, most, shares, slots } from "./maps.js";
 import { colours, enlargement } from "./player.js";
 
 const [MADE, LOOKED, PICKED] = ["rgb(214, 106, 19)", [90, 169, 230], "rgb(255, 255, 255)"];
@@ -29,7 +29,7 @@ export class Inside {
     this.put = button("Put down", () => repaint(this.cell, this.held), { disabled: true });
     this.undo = button("Undo", undo, { disabled: true });
     const lift = button("Pick up", () => {
-      this.held = this.code(this.cell);
+      this.held = codeword(this.insides[this.t].latent, this.about.latent, this.cell);
       this.put.disabled = false;
       this.words.textContent = `Picked up the codeword of ${this.name(this.cell)}: choose another pixel, or another frame, and put it down.`;
     });
@@ -82,11 +82,6 @@ export class Inside {
     Object.assign(this, { frames, insides, t, label, painted });
     this.undo.disabled = !painted.length;
     this.draw();
-  }
-
-  code(cell) {
-    const [, D, h, w] = this.about.latent, { latent } = this.insides[this.t];
-    return Float32Array.from({ length: D }, (_, d) => latent[d * h * w + cell]);
   }
 
   name(cell) {

@@ -22,6 +22,9 @@ export function shares(maps, [, N, n, targets], layer, head, pixel) {
   return sum.map((share) => share / all);
 }
 
+/** The codeword (D values) at a pixel of latents, of shape [1, D, h, w]. */
+export const codeword = (latents, [, D, h, w], pixel) => Float32Array.from({ length: D }, (_, d) => latents[d * h * w + pixel]);
+
 /** The place of the largest share. */
 export const most = (parts) => parts.reduce((best, share, i) => (share > parts[best] ? i : best), 0);
 

@@ -1,6 +1,6 @@
 // A model as a page sees it: futures with names, each of which is read or imagined one frame at a time.
 //
-// The three graphs are those of book/browser.py; `about` is their model.json:
+// The three graphs are those of book/graphs.py; `about` is their model.json:
 //   encode: frame -> latent
 //   step:   latent, target, cache, frames, noise, temperature, and what about.inputs names -> next, shown, after,
 //           and what about.inside names; with a token head also gumbel, of shape about.gumbel
@@ -56,7 +56,8 @@ export class World {
   /** Of a future's newest frame: its codewords, and where each layer and head looked as it was predicted, squeezed. */
   inside(name) {
     const { latent, maps } = this.future(name);
-    return { latent: latent.data, ...maps };
+    const squeezed = Object.entries(maps).map(([kind, { data }]) => [kind, squeeze(data)]);
+    return { latent: latent.data, ...Object.fromEntries(squeezed) };
   }
 
   /** The codewords (D h w) of a frame. */
@@ -96,7 +97,7 @@ export class World {
     });
     future.latent = target ?? out.next;
     future.cache = out.after;
-    future.maps = Object.fromEntries(Object.keys(this.about.inside ?? {}).map((name) => [name, squeeze(out[name].data)]));
+    future.maps = Object.fromEntries(Object.keys(this.about.inside ?? {}).map((name) => [name, out[name]]));
     future.frames += 1;
     return out;
   }
