@@ -65,10 +65,10 @@ class KeyValueCache(NamedTuple):
         values = torch.cat([self.values[:, :, T:], values.to(self.values.dtype)], dim=2)
         return KeyValueCache(keys, values, self.frames + T)
 
-    def visible(self, frames: int) -> Bool[Tensor, "T W"]:
-        """Slots that each of the newest `frames` may look at: filled, up to its own."""
+    def visible(self, new: int) -> Bool[Tensor, "T W"]:
+        """Slots that each of the newest frames may look at: filled, up to its own."""
         slot = torch.arange(self.keys.shape[2], device=self.keys.device)  # (W)
-        now = slot[-frames:, None]  # (T 1)
+        now = slot[-new:, None]  # (T 1)
         return (slot <= now) & (slot >= len(slot) - self.frames)
 
 
@@ -106,7 +106,7 @@ class TemporalAttention(nn.Module):
             real = padding_mask(lengths, T)[:, :, None, None, None]  # (B T 1 1 1)
             x = torch.where(real, x, 0)
         t = torch.arange(T, device=x.device)
-        y = self.attend(self.sequences(x), causal=True, rotate=lambda q: rotary(q, t))
+        y = self.attend(self.sequences(x), causal=True, rotate=lambda qk: rotary(qk, t))
         y = rearrange(y, "(B h w) T E -> B T h w E", B=B, h=h, w=w)
         return y if lengths is None else torch.where(real, y, 0)
 
