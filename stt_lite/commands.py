@@ -183,7 +183,7 @@ class TrainFolder:
 
 @dataclass
 class Evaluate:
-    """Evaluate a model on held-out clips, beside copying the last frame.
+    """Evaluate a model on held-out clips, beside what costs nothing.
 
     Args:
         bundle: bundled model by name, or a folder that training wrote.

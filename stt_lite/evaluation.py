@@ -73,9 +73,8 @@ def evaluate(
     results = {}
     for name in protocols:
         prompt, new = PROTOCOLS[name]
-        if clips.shape[1] < prompt + new:
-            need = f"{prompt + new} frames for {name}"
-            raise ValueError(f"clips must have {need}, got {clips.shape[1]}")
+        if (T := clips.shape[1]) < (need := prompt + new):
+            raise ValueError(f"clips must have {need} frames for {name}, got {T}")
         sums = dict.fromkeys(METRICS, 0.0)
         for i in range(0, len(clips), 20):  # more take much memory in large frames
             part, end = clips[i : i + 20], prompt + new
@@ -107,17 +106,17 @@ def mean_of(results: list[dict]) -> tuple[dict, dict]:
 
 
 def evaluate_model(model: VideoModel, n: int = 500, seeds: tuple = (1, 2, 3)) -> dict:
-    """The book's protocol: "model" and "copy" on `n` held-out clips of each seed.
+    """The book's protocol: "model", "copy", "empty" on `n` held-out clips of each seed.
 
-    Means over the seeds, and under "model_spread" and "copy_spread" their deviations.
+    Means over the seeds, and under "model_spread" and so on their deviations.
     TypeError, ValueError: what is no model, nothing to draw, a seed that is none.
     """
     check_whole(n, "n")
     check_whole(len(seeds), "number of seeds")
     frames = max(sum(protocol) for protocol in PROTOCOLS.values())
-    contenders = {"model": without_chance(model), "copy": copy_last_frame}
+    cheap = {"copy": copy_last_frame, "empty": empty_frame}
     table = {"clips": n, "seeds": list(seeds)}
-    for name, forecast in contenders.items():
+    for name, forecast in ({"model": without_chance(model)} | cheap).items():
         drawn = (held_out_clips(model, n, frames, seed) for seed in seeds)
         found = mean_of([evaluate(forecast, clips) for clips in drawn])
         table[name], table[f"{name}_spread"] = found
@@ -148,10 +147,11 @@ def table_line(who: str, protocol: str, m: dict, spread: float | None = None) ->
 def evaluation_table(found: dict, name: str) -> str:
     """What `evaluate_model` found, and `on_canonical` under "canonical", as text."""
     lines = [f"{'':24}{'frames':>8}{'first':>13}{'mean':>16}{'PSNR':>8}{'SSIM':>8}"]
-    for key, who in (("model", name), ("copy", "copying"), ("canonical", "canonical")):
+    for key in ("model", "copy", "empty", "canonical"):
+        spreads, who = found.get(f"{key}_spread", {}), name if key == "model" else key
         for protocol, m in found.get(key, {}).items():
-            spread = found.get(f"{key}_spread", {}).get(protocol, {})
-            lines += [table_line(who, protocol, m, spread.get("squared_error"))]
+            spread = spreads.get(protocol, {}).get("squared_error")
+            lines += [table_line(who, protocol, m, spread)]
     return "\n".join(lines)
 
 
@@ -170,7 +170,7 @@ def rollout_error(
 def expected_best(scores: Float[Tensor, "*n S"]) -> Float[Tensor, "*n S"]:
     """Expected best of k of S scores, for k = 1 to S, over all draws of k.
 
-    The i-th smallest is the best of k in C(i - 1, k - 1) of C(S, k) draws.
+    The i-th smallest of S is the best in C(i - 1, k - 1) of C(S, k) draws.
     """
     S = scores.shape[-1]
     ways = [[math.comb(i, k) / math.comb(S, k + 1) for i in range(S)] for k in range(S)]

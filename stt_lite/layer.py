@@ -24,14 +24,14 @@ class TransformerConfig:
         grid: height h and width w of the latent grid.
         width: channels E of the stream.
         layers: number of layers L.
-        heads: number of heads N of each attention; E / N must be even.
+        heads: heads N of each attention; E / N must be even, for rotary positions.
         codebook_size: number of codewords K, the classes of the token head.
         patch: edge P of a patch: the stream has one vector for each P x P latents.
         kernel_size: odd edge of the Gaussian layer's convolution, in stream pixels.
         gaussian: "latent", "bottleneck" or "off", see `GaussianLayer`.
         head: "regression" (the next latents) or "token" (logits over codewords).
         noise_channels: channels Z of the random variable in mode "latent".
-        actions: number of actions that a frame can follow from; 0: a world to watch.
+        actions: how many actions a player can take; 0: nobody plays.
 
     Raises:
         ValueError: an unknown mode or head, or a patch that does not divide the grid.
@@ -121,7 +121,7 @@ class TransformerLayer(nn.Module):
         """The stream x (B T hP wP E) one layer on, KL (B T), and the cache after x.
 
         `noise` (B T hP wP Z), `seen` and `temperature` are as in `GaussianLayer`,
-        `lengths` and `cache` as in `TemporalAttention`; None: x begins a clip.
+        `lengths`, `cache` as in `TemporalAttention`; no cache: x begins a clip.
         """
         x = x + self.spatial(x)
         if cache is None:

@@ -183,8 +183,10 @@ def test_evaluate_model_takes_the_models_own_kind_of_clips(tiny, monkeypatch):
 
     monkeypatch.setattr(evaluation, "held_out_clips", held_out)
     found = evaluate_model(tiny, 2, (1, 4))
-    assert drawn == 2 * [(2, 45, 1), (2, 45, 4)]  # for the model, and for copying
+    assert drawn == 3 * [(2, 45, 1), (2, 45, 4)]  # for the model and two baselines
     assert found["copy"]["15->30"]["squared_error"] == [0.0] * 30
+    ink = 32 * 32 * (0.1**2 + 0.4**2) / 2
+    assert found["empty"]["15->30"]["squared_error"] == pytest.approx([ink] * 30)
     assert found["seeds"] == [1, 4] and found["clips"] == 2
 
 
@@ -198,7 +200,7 @@ def test_the_table_holds_every_line(tiny):
     found = evaluate_model(tiny, 2, (1, 2))
     error = found["model"]["15->5"]["squared_error"]
     printed = evaluation_table(found, "tiny").splitlines()
-    assert len(printed) == 1 + 2 * len(PROTOCOLS)
+    assert len(printed) == 1 + 3 * len(PROTOCOLS)
     assert f"{error[0]:.2f}" in printed[1] and f"{sum(error) / 5:.2f} ± " in printed[1]
     found["canonical"] = {"15->5": found["copy"]["15->5"]}
     last = evaluation_table(found, "tiny").splitlines()[-1]
