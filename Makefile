@@ -27,7 +27,8 @@ $(READY): requirements.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import ensurepip' || { echo "This Python has no venv module: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
 	@echo "Setting up $(VENV) (a few minutes, once)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install -r requirements.txt -c constraints.txt | { grep --line-buffered '^Collecting' || true; }
+	@$(PIP) install --no-compile -r requirements.txt -c constraints.txt | { grep --line-buffered '^Collecting' || true; }
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true # on all cores, which pip does not do
 	@$(PIP) -qq install --no-build-isolation --no-deps -e .
 	@touch $@
 
