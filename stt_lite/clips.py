@@ -68,7 +68,7 @@ def prepare_clips(
             Images have no clock: each is a frame.
         frames: of a window, what training sees at once.
         gray: one channel (luma) instead of RGB.
-        test_share: share of the sources held out, in [0, 1); of a single source its
+        test_share: share of the groups held out, in [0, 1); of a single source its
             last frames, after a gap of one window.
         seed: which sources are held out.
         group: from a source's name, its path below `source`, to the name of what must
