@@ -73,11 +73,11 @@ def evaluate(
     results = {}
     for name in protocols:
         prompt, new = PROTOCOLS[name]
-        if (T := clips.shape[1]) < (need := prompt + new):
-            raise ValueError(f"clips must have {need} frames for {name}, got {T}")
+        if (T := clips.shape[1]) < (end := prompt + new):
+            raise ValueError(f"clips must have {end} frames for {name}, got {T}")
         sums = dict.fromkeys(METRICS, 0.0)
         for i in range(0, len(clips), 20):  # more take much memory in large frames
-            part, end = clips[i : i + 20], prompt + new
+            part = clips[i : i + 20]
             given = {} if actions is None else {"actions": actions[i : i + 20, :end]}
             video = forecast(part[:, :prompt], new, **given).float()
             for metric, of in METRICS.items():
