@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -76,6 +77,23 @@ def watch(page) -> tuple[list[str], list[str]]:
     return asked, errors
 
 
+MOVING = "document.getAnimations().filter(a => a.transitionProperty).length"
+
+
+def still(page):
+    """Wait until no colour and no fold is on its way, however busy the machine."""
+    page.wait_for_function("new Promise(requestAnimationFrame)")  # they begin here
+    page.wait_for_function(f"!{MOVING}")
+
+
+def until(page, happened) -> bool:
+    """Whether it happens within half a minute."""
+    end = time.monotonic() + 30
+    while not (come := happened()) and time.monotonic() < end:
+        page.wait_for_timeout(50)
+    return bool(come)
+
+
 PLAYERS_SHOW = "!document.querySelector('.stt-player:not([data-shown])')"
 
 
@@ -102,7 +120,7 @@ class Opened:
         """As for a reader who prefers the dark."""
         self.page.emulate_media(color_scheme="dark")
         self.page.evaluate("document.documentElement.dataset.theme = 'dark'")
-        self.page.wait_for_timeout(300)
+        still(self.page)
 
     def unfold(self):
         """Open folded cells and solutions."""
@@ -222,7 +240,7 @@ def on_paper(opened, name):
     """No code is folded, cut or lost."""
     opened.page.set_viewport_size({"width": 720, "height": 1000})
     opened.page.emulate_media(media="print")
-    opened.page.wait_for_timeout(500)  # folds open slowly
+    still(opened.page)  # folds open slowly
     yield from (f"lost in print: {code}" for code in opened.page.evaluate(LOST))
     opened.page.emulate_media(media="screen")
 
@@ -340,10 +358,7 @@ def test_players_drag_and_play(open_page, name):
         if play.count():  # stills have none
             dragged = player.evaluate(SEEN)
             play.click()
-            for _ in range(60):  # a player of few frames is soon back where it was
-                page.wait_for_timeout(50)
-                if moved := player.evaluate(SEEN) != dragged:
-                    break
+            moved = until(page, lambda: player.evaluate(SEEN) != dragged)
             player.get_by_role("button", name="Pause", exact=True).click()
             assert moved, "play does not advance"
 
@@ -896,17 +911,28 @@ def start_playing(page, frames: int = 1):
     return place
 
 
+def paused(page) -> int:
+    """Press space, and wait for the last frame on its way; how many were made."""
+    page.keyboard.press(" ")
+    page.locator(".stt-pong").get_by_role("button", name="Play", exact=True).wait_for()
+    before = ""
+    while before != (now := page.locator(".stt-pong").get_attribute("data-made")):
+        before = now
+        page.wait_for_timeout(1000)
+    return int(now)
+
+
 @pytest.mark.parametrize("name", [PONG, FRONT])
 def test_a_game_is_there_at_once_and_the_model_when_it_is_wanted(serve, name):
     page, asked, errors = serve(name, viewport=LAPTOP)
     page.wait_for_selector(".stt-pong[data-ready]")
     first = court(page)
-    page.wait_for_timeout(500)
-    assert not torch.equal(court(page), first)  # it plays
+    assert until(page, lambda: not torch.equal(court(page), first))  # it plays
     assert not any(re.search("onnx|wasm|clips", url) for url in asked)
     page.keyboard.press("ArrowDown")
-    page.wait_for_timeout(300)
-    assert page.evaluate("scrollY") > 0  # the page's key, as long as nobody plays
+    assert until(
+        page, lambda: page.evaluate("scrollY")
+    )  # the page's key, as long as nobody plays
     page.evaluate("scrollTo(0, 0)")
     page.locator(".stt-pong").get_by_role("button", name="Play", exact=True).click()
     bar = page.locator(".stt-pong progress")
@@ -942,11 +968,7 @@ def test_a_key_moves_the_paddle_within_a_frame(serve, key, towards):
     page.locator(".stt-starts [aria-pressed=true]:nth-child(4)").wait_for()
     page.locator(".stt-pong[data-made='0']").wait_for()
     page.wait_for_function("+document.querySelector('.stt-pong').dataset.made >= 1")
-    page.keyboard.press(" ")  # pauses
-    page.wait_for_timeout(500)
-    made = int(place.get_attribute("data-made"))
-    page.wait_for_timeout(300)
-    assert int(place.get_attribute("data-made")) == made
+    made = paused(page)
     before = find_paddle(court(page))
     page.keyboard.down(key)
     place.get_by_role("button", name="One frame").click()
@@ -970,8 +992,7 @@ def test_keys_belong_to_the_game_only_while_it_has_the_focus(serve):
     assert rate.input_value() == "30"  # a choice keeps its keys
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("ArrowDown")
-    page.wait_for_timeout(300)
-    assert page.evaluate("scrollY") > 0
+    assert until(page, lambda: page.evaluate("scrollY"))
 
 
 def test_fingers_play_as_keys_do(serve):
@@ -987,21 +1008,23 @@ def test_fingers_play_as_keys_do(serve):
         pad = place.get_by_role("button", name=label, exact=True)
         pad.scroll_into_view_if_needed()
         pad.dispatch_event("pointerdown", {"pointerId": 1})  # and stays down
-        page.wait_for_timeout(2500)
+
+        def there() -> bool:
+            row = find_paddle(court(page))  # at a border hardly any of it is left
+            return row.isnan() or towards * (row - 40) > 25
+
+        assert until(page, there)
         pad.dispatch_event("pointerup", {"pointerId": 1})
-        row = find_paddle(court(page))  # at a border hardly any of it is left
-        assert row.isnan() or towards * (row - 40) > 25
 
 
 def test_a_clip_of_the_game_can_be_kept(serve):
     page, *_ = serve(PONG, viewport=LAPTOP)
     place = start_playing(page, 6)
-    page.keyboard.press(" ")
-    page.wait_for_timeout(300)
+    made = paused(page)
     with page.expect_download() as caught:
         place.get_by_role("button", name="Save as GIF").click()
     frames = iio.imread(caught.value.path(), mode="RGB")  # (T 240 240 3)
-    assert len(frames) == 8 + int(place.get_attribute("data-made"))
+    assert len(frames) == 8 + made
     last = torch.from_numpy(frames[-1, ::3, ::3]).movedim(-1, 0) / 255
     assert (last - court(page)).abs().max() < 17 / 255  # in up to 256 colours
 
