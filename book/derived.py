@@ -15,10 +15,7 @@ except ImportError:  # Python 3.10
 
 INIT_HEADER = """\
 # Made by "make extract" from the public names that pyproject.toml lists.
-\"\"\"stt_lite: generate video with a small spatial-temporal transformer.
-
-Each module is built in a notebook of the book; these are the names it uses most.
-\"\"\"
+\"\"\"stt_lite: generate video with a small spatial-temporal transformer.\"\"\"
 
 """
 API_PAGE = """\

@@ -1,8 +1,5 @@
 # Made by "make extract" from the public names that pyproject.toml lists.
-"""stt_lite: generate video with a small spatial-temporal transformer.
-
-Each module is built in a notebook of the book; these are the names it uses most.
-"""
+"""stt_lite: generate video with a small spatial-temporal transformer."""
 
 from stt_lite.bundles import held_out_clips, load_pretrained, pretrained
 from stt_lite.clips import ClipFolder, prepare_clips

@@ -118,7 +118,7 @@ def train_tokenizer(
             `objective(config, source)`: one is trained. Or a bundled one's name or a
             path: it is taken as it is.
         watch: as in `fit`.
-        share: of the config's budget, in (0, 1].
+        share: of the config's budget, in (0, 1]; one that is named takes none.
 
     Returns:
         The tokenizer, in eval mode.

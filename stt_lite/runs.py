@@ -139,9 +139,12 @@ class Run:
         begun = f", on from step {progress.step}" if progress.step else ""
         bar = tqdm(desc=f"{self.name}{begun}", disable=not self.main)
         bar.total, bar.unit = math.ceil(self.budget), "step" if config.steps else "s"
+        bar.initial = bar.n = round(min(1.0, self.done) * bar.total)
         while (done := self.done) < 1:
             falls = config.schedule == "wsd" and done >= 1 - config.decay_share
             if falls and not progress.decaying:
+                if self.main:  # that of a smaller budget must not outlive this one
+                    self.stable.unlink(missing_ok=True)
                 self.save(self.stable)
                 progress.decaying = True
             seeds = seed_everything(config.seed, progress.step, self.device)
@@ -188,8 +191,8 @@ class Run:
         seconds, self.clock = now - self.clock, now
         # Only the main process gives its clock, so the mean of all is that clock.
         given = [self.processes * seconds if self.main else 0.0, len(self.signals)]
-        given = torch.tensor(given, device=self.device)
-        values = torch.stack([*given, loss.detach().float(), *logs.values()])
+        values = [*torch.tensor(given), loss.detach().float(), *logs.values()]
+        values = torch.stack([value.to(self.device) for value in values])
         seconds, stop, mean, *values = self.accelerator.reduce(values, "mean").tolist()
         skipped = self.accelerator.scaler is not None  # it leaves such steps out
         if not math.isfinite(mean) or not (math.isfinite(norm) or skipped):

@@ -302,7 +302,7 @@ def test_every_record_that_a_chapter_names_is_there(root):
     for path in (root / "notebooks").glob("*.ipynb"):
         for cell in json.loads(path.read_text())["cells"]:
             named |= set(re.findall(r'records\("([^"]+)"\)', "".join(cell["source"])))
-    assert {"reference", "compare-*", "futures-*-seed0"} <= named
+    assert {"reference", "ideas-*", "futures-*-seed0"} <= named
     for pattern in named - {"never-ran"}:  # chapter 91 shows the error
         assert records(pattern), pattern
 

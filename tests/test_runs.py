@@ -16,8 +16,10 @@ import pytest
 import torch
 import tyro
 from torch.multiprocessing import spawn
+from tqdm import tqdm
 
 import stt_lite.checkpoints as checkpoints
+import stt_lite.runs as runs
 from conftest import ROOT
 from processes import report_clocks
 from stt_lite.checkpoints import (
@@ -276,12 +278,15 @@ def test_a_run_goes_on_with_another_rate(tmp_path):
     short(tmp_path, steps=9, adamw_rate=0.5).resume()
 
 
-def test_a_run_that_goes_on_says_from_where(tmp_path, capsys):
+def test_a_run_that_goes_on_says_from_where(tmp_path, capsys, monkeypatch):
     advance(short(tmp_path))
     again = short(tmp_path, steps=9)
     again.resume()
+    bars = []
+    monkeypatch.setattr(runs, "tqdm", lambda **of: bars.append(tqdm(**of)) or bars[-1])
     advance(again)
     assert "thing, on from step 4: " in capsys.readouterr().err  # before the fall
+    assert bars[0].initial == 4 and bars[0].n == 9  # its rate is of the other five
 
 
 # --- one at a time, and stopped gently
@@ -381,6 +386,20 @@ def test_a_longer_budget_goes_on_from_before_the_fall(tmp_path):
     longer.resume()
     assert longer.progress.step == 8 and not longer.progress.decaying
     assert advance(longer)[0] == 0.4
+
+
+def test_a_stable_checkpoint_of_a_smaller_budget_does_not_outlive_it(tmp_path):
+    """Even where the loss is out of range just when the rate begins to fall."""
+    advance(short(tmp_path, steps=10))  # its stable one is of step 8
+    run = short(tmp_path, steps=20, checkpoint_seconds=0.0)
+    run.resume()
+    advance(run, steps=8)  # to step 16, where the rate begins to fall
+    run.logs = {"loss": 1e3}
+    advance(run, steps=3)
+    assert run.progress.decaying
+    again = short(tmp_path, steps=20)
+    again.resume()
+    assert again.progress.step > 15
 
 
 @pytest.mark.parametrize(
