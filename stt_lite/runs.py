@@ -45,8 +45,7 @@ class RunConfig:
         schedule: of the learning rate, "wsd" (stable, then down) or "cosine".
         decay_share: share of the budget, at its end, in which "wsd" goes down.
         seed: everything random follows from it and the step.
-        precision: "no" (float32), "bf16" or "fp16"; "auto" takes bf16, or fp16 on a
-            GPU without it, or "no" on a CPU.
+        precision: "no" (float32), "bf16", "fp16"; "auto": half on a GPU, "no" on a CPU.
         compile: torch.compile; None: on a GPU only.
         checkpoint_seconds: time between two, less at first; 0 writes one at every step.
 
